@@ -1,0 +1,210 @@
+"""Kernelized operations: one plain definition, and faster ways to compute it that backends may offer.
+
+The decorated body is the definition. A backend is a module under the entry-point group `minitf.backends` with
+
+    KERNELS: dict[str, Kernel]     operation name -> kernel
+    unavailable() -> str | None    None, or a sentence saying why the backend cannot run here
+
+A kernel has three functions, which travel together:
+
+    supports(*args) -> str | None          None, or a sentence saying why it cannot take these arguments
+    forward(*args) -> (output, residuals)  on plain arrays, all arguments in the order of the definition
+    vjp(residuals, g) -> tuple             the gradient of every argument, None for constants
+
+Derivatives of higher order, and every case without a fitting kernel, go through the plain body.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+from minitf.engine import MinitfError, Op, Tensor, Together, record, vjp
+
+Body = TypeVar("Body", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A fast way to compute one operation; see the module's text for the three functions."""
+
+    forward: Callable[..., tuple[Any, Any]]
+    vjp: Callable[[Any, Any], tuple[Any, ...]]
+    supports: Callable[..., str | None]
+
+
+class BackendError(MinitfError, RuntimeError):
+    """A backend that was asked for by name and cannot run."""
+
+
+# The plain definition and its parameter names, by operation.
+DEFINITIONS: dict[str, tuple[Callable[..., Any], inspect.Signature]] = {}
+# "reference", "auto", or the name of a backend. A plain global, so that a notebook cell sets it for the next.
+_mode = "reference"
+# Backends by name, and why others failed to import. Filled on first need.
+_backends: dict[str, ModuleType] = {}
+_failures: dict[str, str] = {}
+_discovered = False
+
+
+def kernelized(name: str) -> Callable[[Body], Body]:
+    """Let backends offer kernels for the decorated operation under `name`. Its body stays the definition."""
+
+    def decorate(body: Body) -> Body:
+        signature = inspect.signature(body)
+        DEFINITIONS[name] = (body, signature)
+
+        @functools.wraps(body)
+        def operation(*args: Any, **options: Any) -> Any:
+            if _mode == "reference":
+                return body(*args, **options)
+            bound = signature.bind(*args, **options)
+            bound.apply_defaults()
+            kernel, reasons = choose(name, bound.args)
+            if kernel is not None:
+                return run(name, kernel, body, bound.args)
+            if _mode != "auto" and name in getattr(_backends[_mode], "KERNELS", {}):
+                raise BackendError(f"{name}: backend {_mode!r} was asked for and cannot run: {'; '.join(reasons)}")
+            return body(*args, **options)
+
+        return cast(Body, operation)
+
+    return decorate
+
+
+def run(name: str, kernel: Kernel, body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Run a kernel as one recorded operation."""
+    kept: list[Any] = []
+
+    def forward(*values: Any) -> Any:
+        out, residuals = kernel.forward(*values)
+        kept.append(residuals)
+        return out
+
+    def rule(needed: set[int], g: Any, y: Any, *values: Any) -> Any:
+        parts = g if isinstance(g, list) else [g]
+        if not any(isinstance(part, Tensor) for part in parts):
+            return kernel.vjp(kept[0], g)
+        # A differentiable backward: differentiate the definition instead.
+        order = sorted(needed)
+
+        def plain(*chosen: Any) -> Any:
+            full = list(values)
+            for i, value in zip(order, chosen, strict=True):
+                full[i] = value
+            out = body(*full)
+            return sum_of_products(out, parts) if isinstance(out, tuple) else (out * parts[0]).sum()
+
+        _, pull = vjp(plain, *(values[i] for i in order))
+        found = dict(zip(order, pull(1.0), strict=True))
+        return [found.get(i) for i in range(len(values))]
+
+    return record(Op(name, forward, Together(rule)), args, {})
+
+
+def sum_of_products(outputs: tuple[Any, ...], cotangents: list[Any]) -> Any:
+    total: Any = 0.0
+    for out, g in zip(outputs, cotangents, strict=True):
+        total = total if g is None else total + (out * g).sum()
+    return total
+
+
+def backends() -> dict[str, ModuleType]:
+    """Every backend that imports, by name; discovered on first call."""
+    global _discovered
+    if not _discovered:
+        _discovered = True
+        for point in entry_points(group="minitf.backends"):
+            if point.name not in _backends:
+                try:
+                    _backends[point.name] = point.load()
+                except Exception as error:
+                    _failures[point.name] = f"{type(error).__name__}: {error}"
+    return _backends
+
+
+def register_backend(name: str, module: Any) -> None:
+    """Add a backend by hand, for tests and notebooks; packages use the entry-point group instead."""
+    _backends[name] = module
+
+
+def unregister_backend(name: str) -> None:
+    """Forget a backend that `register_backend` added."""
+    _backends.pop(name, None)
+
+
+def choose(name: str, args: tuple[Any, ...]) -> tuple[Kernel | None, list[str]]:
+    """The kernel that would run, or None and every reason against."""
+    reasons = []
+    plain = tuple(a.data if isinstance(a, Tensor) else a for a in args)
+    for backend, module in backends().items():
+        if _mode not in ("auto", "reference", backend):
+            continue
+        kernel = module.KERNELS.get(name)
+        why = f"no kernel for {name}" if kernel is None else module.unavailable() or kernel.supports(*plain)
+        if kernel is not None and why is None:
+            return kernel, reasons
+        reasons.append(f"{backend}: {why}")
+    return None, reasons
+
+
+class use:
+    """Choose who computes the kernelized operations: `mt.use("auto")`, or `with mt.use("numba"): ...`.
+
+    "reference" runs the plain definitions, "auto" the first kernel that fits, else the definition. The name of a
+    backend means that backend only: where it has a kernel that cannot run, the operation raises with the reasons.
+
+    Raises:
+        BackendError: no such backend, or one that cannot run here.
+    """
+
+    def __init__(self, mode: str):
+        global _mode
+        if mode not in ("reference", "auto"):
+            known = backends()
+            if mode not in known:
+                failed = f"; it failed to import: {_failures[mode]}" if mode in _failures else ""
+                names = ", ".join(["reference", "auto", *sorted(known)])
+                raise BackendError(f"no backend {mode!r}{failed}. Choose one of: {names}")
+            if why := known[mode].unavailable():
+                raise BackendError(f"backend {mode!r} cannot run: {why}. `minitf doctor` says how to mend it")
+        self.before, _mode = _mode, mode
+
+    def __enter__(self) -> use:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _mode
+        _mode = self.before
+
+
+def active() -> str:
+    """The mode that `use` set: "reference", "auto" or the name of a backend."""
+    return _mode
+
+
+def explain(operation: str, *args: Any, **options: Any) -> str:
+    """Say in words which kernel would run for `operation` with these arguments, and why the others would not.
+
+    Raises:
+        KeyError: not a kernelized operation.
+    """
+    if operation not in DEFINITIONS:
+        raise KeyError(f"{operation!r} is not a kernelized operation; these are: {', '.join(sorted(DEFINITIONS))}")
+    bound = DEFINITIONS[operation][1].bind(*args, **options)
+    bound.apply_defaults()
+    kernel, reasons = choose(operation, bound.args)
+    reasons += [f"{name}: failed to import: {why}" for name, why in sorted(_failures.items())]
+    if _mode == "reference":
+        first = f"{operation}: the plain definition runs, because the mode is 'reference' (mt.use('auto') lets kernels run)"
+    elif kernel is not None:
+        owner = next(n for n, m in backends().items() if m.KERNELS.get(operation) is kernel)
+        first = f"{operation}: the kernel of {owner!r} runs"
+    else:
+        first = f"{operation}: the plain definition runs, because no kernel fits"
+    return "\n".join([first, *(f"  {reason}" for reason in reasons)])
