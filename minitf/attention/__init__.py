@@ -1,0 +1,1 @@
+"""Token mixers that attend, one file each."""

@@ -1,0 +1,38 @@
+"""Modules, parameters, and the layers that variants are built of."""
+
+from . import init
+from .activations import ACTIVATIONS, activation
+from .card import Card, Case, Identity, Paper, identities, identity
+from .linear import Dropout, Embedding, Linear
+from .module import Buffer, Hook, Module, Parameter, StateError
+from .norms import LayerNorm, RMSNorm
+from .positions import ALiBi, LearnedPosition, NoPosition, Position, RoPE, SinusoidalPosition, as_position
+
+__all__ = [
+    "ACTIVATIONS",
+    "ALiBi",
+    "Buffer",
+    "Card",
+    "Case",
+    "Dropout",
+    "Embedding",
+    "Hook",
+    "Identity",
+    "LayerNorm",
+    "LearnedPosition",
+    "Linear",
+    "Module",
+    "NoPosition",
+    "Paper",
+    "Parameter",
+    "Position",
+    "RMSNorm",
+    "RoPE",
+    "SinusoidalPosition",
+    "StateError",
+    "activation",
+    "as_position",
+    "identities",
+    "identity",
+    "init",
+]

@@ -1,0 +1,84 @@
+"""Attention with linear biases: every head subtracts a fixed multiple of the distance from its scores.
+
+    S_ij  <-  S_ij - m_h |i - j|           added after the 1/sqrt(d) scale
+    m_h = 2^(-8h/H)                        h = 1 .. H, H a power of two
+
+    S  (B, H, Nq, Nk)   scores;  m  (H,)   slopes
+
+For other H, with P the largest power of two below: the slopes of P heads, then every second slope of 2P heads,
+from the first, until there are H.
+
+Source: Train Short, Test Long, Press et al., arXiv:2108.12409, 2021, section 3.
+Numerics: the bias is built in float64 and follows the dtype of the scores.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minitf import ops
+from minitf.engine import Array, Tensor
+
+from ..card import Card, Case, Paper, identity
+from .base import Position, as_positions
+
+CARD = Card(
+    name="alibi",
+    title="Attention with linear biases",
+    kind="position",
+    family="bias",
+    papers=(Paper("Train Short, Test Long: Attention with Linear Biases", "2108.12409", 2021),),
+    causal=True,
+    streams=False,
+    grid="1d",
+    complexity="H N^2",
+    properties=(),
+    basis="published code: lucidrains/x-transformers; meta-pytorch/attention-gym attn_gym/mods/alibi.py",
+)
+
+
+def slopes(heads: int) -> Array:
+    """m (H,), float64."""
+    power = 2 ** int(math.log2(heads))
+    m = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
+    if power < heads:
+        m = np.concatenate([m, slopes(2 * power)[0::2][: heads - power]])
+    return m
+
+
+class ALiBi(Position):
+    """Adds -m |i - j| to the scores of `heads` heads. No parameters."""
+
+    card = CARD
+
+    def __init__(self, dim: int = 0, *, heads: int = 4, context: int = 0, seed: Any = 0, dtype: Any = "float32"):
+        self.slopes = slopes(heads)
+
+    def bias(self, queries: Any, keys: Any) -> Array:
+        """Positions (Nq,), (Nk,) -> (H, Nq, Nk); with a batch axis (B, Nq), (B, Nk) -> (B, H, Nq, Nk)."""
+        distance = np.abs(as_positions(queries)[..., :, None] - as_positions(keys)[..., None, :])
+        return -self.slopes[:, None, None] * distance[..., None, :, :]
+
+    def forward(self, scores: Tensor, queries: Any, keys: Any) -> Tensor:
+        """Scores (B, H, Nq, Nk) with the bias added."""
+        return scores + self.bias(queries, keys)
+
+
+@identity("a constant shift of all positions changes nothing")
+def shift(case: Case) -> tuple[Array, Array]:
+    layer, n = ALiBi(heads=case.h), np.arange(case.t)
+    return layer.bias(n, n), layer.bias(n + 11, n + 11)
+
+
+@identity("under a causal mask, -m (i - j) and +m j give the same attention")
+def row_constant(case: Case) -> tuple[Tensor, Tensor]:
+    q, n = ops.split_heads(case.tokens(), case.h), np.arange(case.t)
+    layer = ALiBi(heads=case.h)
+    by_key = layer.slopes[:, None, None] * n
+    return (
+        ops.softmax_attention(q, q, q, causal=True, bias=layer.bias(n, n)),
+        ops.softmax_attention(q, q, q, causal=True, bias=by_key),
+    )
