@@ -1,0 +1,70 @@
+"""minitf: transformers that a person can read from top to bottom, on a small autograd engine over NumPy.
+
+    import minitf as mt
+    layer = mt.build("softmax_attention", dim=64, heads=4, seed=0)
+    y = layer(mt.tensor(x))
+
+The engine and the operations are here at once; everything else is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import ops
+from .engine import (
+    AnomalyError,
+    DeviceError,
+    DTypeError,
+    GradientError,
+    GraphError,
+    MinitfError,
+    ShapeError,
+    Tensor,
+    check_grad,
+    checkpoint,
+    detect_anomaly,
+    grad,
+    hvp,
+    jacobian,
+    no_grad,
+    stop_gradient,
+    tensor,
+    value_and_grad,
+    vjp,
+)
+from .ops import arange, eye, full, linspace, ones, straight_through, zeros
+from .ops.kernels import BackendError, active, explain, use
+
+if TYPE_CHECKING:
+    from . import attention, blocks, catalogue, ffn, models, nn, tasks, testing, train, viz
+    from .models.files import load, save
+    from .profile import profile
+    from .registry import build
+
+__version__ = "0.1.0"
+
+# Rooms, and names from rooms, that are imported on first use.
+_ROOMS = "attention blocks catalogue ffn models nn tasks train viz".split()
+_NAMES = {"build": "registry", "profile": "profile", "load": "models.files", "save": "models.files"}
+
+__all__ = [
+    "AnomalyError", "BackendError", "DTypeError", "DeviceError", "GradientError", "GraphError", "MinitfError",
+    "ShapeError", "Tensor", "active", "arange", "check_grad", "checkpoint", "detect_anomaly", "explain", "eye", "full",
+    "grad", "hvp", "jacobian", "linspace", "no_grad", "ones", "ops", "stop_gradient", "straight_through", "tensor",
+    "use", "value_and_grad", "vjp", "zeros", *_ROOMS, *_NAMES,
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"minitf.{name}")
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"minitf.{_NAMES[name]}"), name)
+        # A room and its main function may share a name: the function is what users call.
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'minitf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,8 +1,8 @@
 """Tensor, record, walk: reverse-mode differentiation on a tape of recipes.
 
-Every operation that touches a tensor needing a gradient leaves a *recipe* on its output: which operation, with
-which arguments. `walk` goes through the recipes from the last to the first and asks one table (`rules.py`) for
-the derivative of each. No closure is stored, so the same table serves two modes:
+Every operation that touches a tensor needing a gradient leaves a *recipe* on its output: which operation,
+with which arguments. `walk` goes through the recipes from the last to the first and asks one table (`rules.py`)
+for the derivative of each. No closure is stored, so the same table serves two modes:
 
     plain     rules are called with arrays and give arrays: a fast ordinary backward
     recorded  rules are called with tensors and give tensors: their own recipes can be walked again,
@@ -19,15 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from heapq import heappop, heappush
 from itertools import count
-from operator import attrgetter
 from types import NoneType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .arrays import Array, array_module, device_of, fingerprint, to_device
-from .errors import DeviceError, DTypeError, GraphError, MinitfError, PositionError, ShapeError
+from .arrays import SMALL, Array, array_module, device_of, fingerprint, to_device
+from .errors import DTypeError, GraphError
+from .guards import agree, already_walked, changed_in_place, check_cotangent, explained
 
 # The operations by name, filled by `minitf.ops`. Rules look operations up here, so the engine imports nothing
 # that stands on it.
@@ -40,8 +41,8 @@ STATE = SimpleNamespace(grad=True, walking=None, watch=None)
 # Arguments that are certainly not arrays.
 NOT_ARRAYS = frozenset((int, float, bool, complex, str, tuple, NoneType))
 
-next_order = count(1).__next__
-_by_order = attrgetter("order")
+# Outputs get smaller numbers than their inputs, so that a heap hands them out first.
+next_order = count(-1, -1).__next__
 
 
 class Op:
@@ -62,8 +63,8 @@ class Each(NamedTuple):
 class Together(NamedTuple):
     """A rule that gives all gradients at once, as a tuple: rule(needed, g, y, *arguments).
 
-    `needed` is the set of positions that want a gradient. If the operation has several outputs, `g` and `y` are
-    tuples, and g[i] is None for an output that nothing depends on.
+    `needed` is the set of positions that want a gradient. If the operation has several outputs, `g` is a list,
+    `y` a tuple, and g[i] is None for an output that nothing depends on.
     """
 
     rule: Callable[..., Any]

@@ -5,7 +5,7 @@ from .activations import ACTIVATIONS, activation
 from .card import Card, Case, Identity, Paper, identities, identity
 from .linear import Dropout, Embedding, Linear
 from .module import Buffer, Hook, Module, Parameter, StateError
-from .norms import LayerNorm, RMSNorm
+from .norms import LayerNorm, RMSNorm, as_norm
 from .positions import ALiBi, LearnedPosition, NoPosition, Position, RoPE, SinusoidalPosition, as_position
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "SinusoidalPosition",
     "StateError",
     "activation",
+    "as_norm",
     "as_position",
     "identities",
     "identity",

@@ -1,0 +1,1 @@
+"""Residual and norm layouts, one file each."""

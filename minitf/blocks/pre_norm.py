@@ -1,0 +1,108 @@
+"""Pre-LN block: normalise what a branch reads, and leave the skip path a clean sum.
+
+    x  <-  x + Mixer(Norm1(x))
+    x  <-  x + FFN(Norm2(x))
+
+    x  (B, N, D)   tokens;  Mixer mixes tokens, FFN acts on each
+
+A stack of these needs one more norm before its output head; the model adds it.
+Source: On Layer Normalization in the Transformer Architecture, Xiong et al., arXiv:2002.04745, 2020, figure 1b.
+Dropout acts on what a branch adds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minitf.attention.softmax import SoftmaxAttention
+from minitf.engine import Tensor
+from minitf.ffn.gelu_ffn import GELUFFN
+from minitf.nn import Card, Case, Dropout, Module, Paper, as_norm, identity, init
+
+CARD = Card(
+    name="pre_norm",
+    title="Pre-LN residual block",
+    kind="block",
+    family="residual",
+    papers=(Paper("On Layer Normalization in the Transformer Architecture", "2002.04745", 2020),),
+    causal=True,
+    streams=True,
+    grid="any",
+    complexity="that of its branches + 16 N D",
+    properties=("causal", "streams", "batch_independent"),
+    basis="published code: GuoTianYu2000/Active-Dormant-Attention BBM/model.py",
+    aliases={"pre": {}},
+)
+
+
+class PreNorm(Module):
+    """x (B, N, D) -> (B, N, D). Parameters: norm1, mixer, norm2, ffn.
+
+    Args:
+        mixer, ffn: the branches; softmax attention with `heads` and a GELU network unless given.
+        norm: "layernorm" or "rmsnorm".
+        dropout: rate on the branches in training mode.
+    """
+
+    card = CARD
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 4,
+        mixer: Module | None = None,
+        ffn: Module | None = None,
+        norm: str = "layernorm",
+        dropout: float = 0.0,
+        seed: init.Seed = 0,
+        dtype: Any = "float32",
+    ):
+        rng = init.generator(seed)
+        self.norm1 = as_norm(norm, dim, dtype=dtype)
+        self.mixer: Any = SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
+        self.norm2 = as_norm(norm, dim, dtype=dtype)
+        self.ffn = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, *, rng: np.random.Generator | None = None, **options: Any) -> Tensor:
+        """`options` (mask, context, positions) go to the mixer."""
+        x = x + self.dropout(self.mixer(self.norm1(x), rng=rng, **options), rng)
+        return x + self.dropout(self.ffn(self.norm2(x)), rng)
+
+    def start(self, batch: int) -> Any:
+        """The mixer's empty state."""
+        return self.mixer.start(batch)
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """One token (B, D) after those in `state`."""
+        mixed, state = self.mixer.step(self.norm1(x), state)
+        x = x + mixed
+        return x + self.ffn(self.norm2(x)), state
+
+    def prefill(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Several tokens (B, n, D) after those in `state`."""
+        mixed, state = self.mixer.prefill(self.norm1(x), state)
+        x = x + mixed
+        return x + self.ffn(self.norm2(x)), state
+
+
+def build(case: Case) -> PreNorm:
+    return PreNorm(case.dim, heads=case.h, seed=case.seed, dtype="float64")
+
+
+@identity("with the last weights of both branches zero the block is the identity")
+def silent(case: Case) -> tuple[Tensor, Tensor]:
+    block, x = build(case), case.tokens()
+    block.mixer.wo.load_state_dict({"weight": np.zeros((case.dim, case.dim))})
+    block.ffn.w2.load_state_dict({"weight": np.zeros((4 * case.dim, case.dim)), "bias": np.zeros(case.dim)})
+    return block(x), x
+
+
+@identity("the output is the input plus what the two branches add")
+def residual_stream(case: Case) -> tuple[Tensor, Tensor]:
+    block, x = build(case), case.tokens()
+    first = block.mixer(block.norm1(x))
+    return block(x), x + first + block.ffn(block.norm2(x + first))

@@ -1,0 +1,109 @@
+"""Finding variants: `mt.catalogue["gla"]`, `mt.catalogue.find("*attention*", kind="attention")`, `table()`."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from minitf.registry import index, names, resolve, variant_class
+from minitf.nn import Card, Identity, Paper, identities
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One variant: its card, and where it is defined. Nothing is imported until the class is asked for."""
+
+    card: Card
+    module: str
+    class_name: str
+
+    @property
+    def name(self) -> str:
+        """The card's name."""
+        return self.card.name
+
+    def load(self) -> Any:
+        """The class."""
+        return variant_class(self.name)
+
+    def source(self) -> str:
+        """The text of the file that defines the variant."""
+        return inspect.getsource(inspect.getmodule(self.load()) or self.load())
+
+    def doc(self) -> str:
+        """The file's docstring: the equation, the shapes, the source."""
+        return inspect.getdoc(inspect.getmodule(self.load())) or ""
+
+    def identities(self) -> list[Identity]:
+        """What must hold, as pairs of computations."""
+        return identities(self.load())
+
+
+def get(name: str) -> Entry:
+    """The entry of a name or alias. Raises UnknownVariantError with the closest names."""
+    raw = dict(index()[resolve(name)[0]])
+    module, class_name = raw.pop("module"), raw.pop("class")
+    papers = tuple(Paper(**paper) for paper in raw.pop("papers"))
+    return Entry(Card(papers=papers, properties=tuple(raw.pop("properties")), **raw), module, class_name)
+
+
+def find(
+    pattern: str = "*",
+    *,
+    kind: str | None = None,
+    family: str | None = None,
+    causal: bool | None = None,
+    streams: bool | None = None,
+    grid: str | None = None,
+) -> list[Entry]:
+    """The entries whose name, alias or title matches the shell pattern and that have the given properties, by name."""
+    wanted = {"kind": kind, "family": family, "causal": causal, "streams": streams, "grid": grid}
+    found = []
+    for name, card in index().items():
+        texts = (name, *card["aliases"], card["title"].lower())
+        if any(fnmatch.fnmatch(text, pattern) for text in texts) and all(
+            value is None or card[key] == value for key, value in wanted.items()
+        ):
+            found.append(get(name))
+    return found
+
+
+def table(entries: list[Entry] | None = None) -> list[dict[str, Any]]:
+    """Rows for people: name, title, kind, family, year, causal, streams, grid, complexity."""
+    return [
+        {
+            "name": e.name,
+            "title": e.card.title,
+            "kind": e.card.kind,
+            "family": e.card.family,
+            "year": e.card.papers[0].year,
+            "causal": e.card.causal,
+            "streams": e.card.streams,
+            "grid": e.card.grid,
+            "complexity": e.card.complexity,
+        }
+        for e in (find() if entries is None else entries)
+    ]
+
+
+class _Catalogue(ModuleType):
+    """Lets the module itself be indexed, counted and walked."""
+
+    def __getitem__(self, name: str) -> Entry:
+        return get(name)
+
+    def __len__(self) -> int:
+        return len(index())
+
+    def __iter__(self) -> Any:
+        return iter(find())
+
+    def __contains__(self, name: str) -> bool:
+        return name in names()
+
+
+sys.modules[__name__].__class__ = _Catalogue
