@@ -25,14 +25,13 @@ fully hidden row uniform over what it must not see.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Dropout, Linear, Module, Paper, Position, as_position, identity, init
+from minitf.nn import Card, Case, Dropout, KVCache, Linear, Module, Paper, Position, as_position, identity, init
 
 CARD = Card(
     name="softmax_attention",
@@ -92,33 +91,6 @@ def online(q: Tensor, k: Tensor, v: Tensor, visible: Array, tile: int = 64) -> t
     empty = z == 0.0
     lse = ops.where(empty, -math.inf, m + ops.log(ops.where(empty, 1.0, z)))
     return o / ops.where(empty, 1.0, z), lse[..., 0]
-
-
-@dataclass(frozen=True)
-class KVCache:
-    """The keys and values of the tokens so far: a view of `length` rows into buffers that grow by doubling.
-
-    keys, values: (B, Hkv, capacity, d). A state stays valid after later steps were taken from it.
-    """
-
-    keys: Array
-    values: Array
-    length: int
-    # How many rows of the buffers are written, by this state or by one that came from it.
-    written: list[int]
-
-    def append(self, k: Array, v: Array) -> KVCache:
-        """The cache with k, v (B, Hkv, n, d) after what it holds."""
-        start, stop = self.length, self.length + k.shape[2]
-        keys, values, written = self.keys, self.values, self.written
-        # Another branch may have written behind this state: then, or when the buffers are full, copy.
-        if stop > keys.shape[2] or written[0] != start:
-            grow = (*keys.shape[:2], max(2 * start, stop, 16), keys.shape[3])
-            keys, values, written = np.empty(grow, keys.dtype), np.empty(grow, values.dtype), [start]
-            keys[:, :, :start], values[:, :, :start] = self.keys[:, :, :start], self.values[:, :, :start]
-        keys[:, :, start:stop], values[:, :, start:stop] = k, v
-        written[0] = stop
-        return KVCache(keys, values, stop, written)
 
 
 class SoftmaxAttention(Module):
@@ -221,8 +193,7 @@ class SoftmaxAttention(Module):
 
     def start(self, batch: int) -> KVCache:
         """The empty cache for `batch` sequences."""
-        empty = np.empty((batch, self.kv_heads, 0, self.head_dim), dtype=self.wk.weight.dtype)
-        return KVCache(empty, empty, 0, [0])
+        return KVCache.empty((batch, self.kv_heads, 0, self.head_dim), self.wk.weight.dtype)
 
     def step(self, x: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
@@ -237,7 +208,7 @@ class SoftmaxAttention(Module):
             here = np.arange(state.length, state.length + x.shape[1])
             q, k, v, _ = self._heads(x, None, here)
             state = state.append(k.numpy(), v.numpy())
-            k, v = Tensor(state.keys[:, :, : state.length]), Tensor(state.values[:, :, : state.length])
+            k, v = Tensor(state.k), Tensor(state.v)
             o = ops.softmax_attention(q, k, v, causal=True, bias=self.position.bias(here, np.arange(state.length)))
             return self.wo(ops.merge_heads(o)), state
 

@@ -5,6 +5,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from .errors import DeviceError
 
@@ -57,10 +58,9 @@ def fingerprint(a: Array) -> bytes | None:
     Up to 2 KiB the contents themselves; above that about 64 samples, spread evenly and including the first
     element, so that noticing a change costs next to nothing. Arrays outside NumPy are not watched: None.
     """
-    if type(a) is not np.ndarray:
+    if type(a) is not ndarray:
         return None
     if a.nbytes <= SMALL:
         return a.tobytes()
-    if a.flags.c_contiguous:
-        return a.reshape(-1)[:: a.size // 64].tobytes()
-    return a[tuple(slice(None, None, n // 4 or 1) for n in a.shape)].tobytes()
+    flat = a.reshape(-1) if a.flags.c_contiguous else a.flat
+    return flat[:: a.size // 64].tobytes()

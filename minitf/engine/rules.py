@@ -1,13 +1,13 @@
 """The table of derivatives.
 
-Each entry lists, for every argument of an operation, how the gradient `g` of the output becomes the gradient of
-that argument:
+Each entry lists, for every argument of an operation, how the gradient `g` of the output becomes the gradient
+of that argument:
 
     lambda g, y, *arguments: ...      g and y have the output's shape; None: the argument is a constant
 
-Rules use operators and our own operations only (`F`), on arrays in an ordinary backward and on tensors when the
-backward itself is to be differentiated. They never mention broadcasting: the walk sums a gradient down to the
-shape of its argument. `Each` is one rule for any number of arguments; `Together` gives all gradients at once.
+Rules use operators and our own operations only (`F`), on arrays in an ordinary backward and on tensors when
+the backward itself is to be differentiated. They never mention broadcasting: the walk sums a gradient down to
+the shape of its argument. `Each` is one rule for any number of arguments; `Together` gives all gradients at once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from .tape import Each, F, Together
+from .arrays import Array, device_of, to_device
+from .tape import Each, F, Tensor, Together
 
 Rule = Any
+
+
+def beside(x: Any, constant: Array) -> Array:
+    """A constant made with NumPy, moved to where `x` lives."""
+    return to_device(constant, device_of(x.data if isinstance(x, Tensor) else x))
 
 
 def ones_at(axis: Any, x: Any) -> tuple[int, ...]:
@@ -47,13 +53,18 @@ def inverse(axes: Any) -> tuple[int, ...]:
 
 def pow_base(g: Any, y: Any, a: Any, b: Any) -> Any:
     if isinstance(b, (int, float)):
-        return g * b * F.pow(a, b - 1) if b != 0 else g * 0.0 * a
+        return g * b * F.pow(a, b - 1) if b != 0 else g * 0.0
     # At b = 0 the slope is 0, also where a = 0.
     return g * F.where(b == 0, 0.0, b * F.pow(a, F.where(b == 0, 1.0, b - 1)))
 
 
 def pow_exponent(g: Any, y: Any, a: Any, b: Any) -> Any:
-    return g * y * F.log(F.where(a > 0, a, 1.0))
+    # Real bases at or below 0 have no slope in the exponent; it is taken as 0.
+    return g * y * F.log(F.where(a != 0 if y.dtype.kind == "c" else a > 0, a, 1.0))
+
+
+def abs_rule(g: Any, y: Any, x: Any) -> Any:
+    return g * F.conj(x) / F.where(y == 0, 1.0, y) if x.dtype.kind == "c" else g * F.sign(x)
 
 
 def share_of_extremes(g: Any, y: Any, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
@@ -64,7 +75,7 @@ def share_of_extremes(g: Any, y: Any, x: Any, axis: Any = None, keepdims: bool =
 
 def all_but_one(x: Any) -> Any:
     """x (..., n) -> (..., n, n): row i is x with entry i replaced by 1. Products of rows need no division."""
-    return F.where(np.eye(x.shape[-1], dtype=bool), 1.0, F.expand_dims(x, -2))
+    return F.where(beside(x, np.eye(x.shape[-1], dtype=bool)), 1.0, F.expand_dims(x, -2))
 
 
 def prod_rule(g: Any, y: Any, x: Any, axis: Any = None, keepdims: bool = False) -> Any:
@@ -77,7 +88,7 @@ def prod_rule(g: Any, y: Any, x: Any, axis: Any = None, keepdims: bool = False) 
 def cumprod_rule(g: Any, y: Any, x: Any, axis: int = -1) -> Any:
     # dy_j/dx_i = prod_{k<=j, k!=i} x_k for j >= i, else 0.
     rows = F.cumprod(all_but_one(F.moveaxis(x, axis, -1)), axis=-1)
-    upper = np.triu(np.ones((x.shape[axis], x.shape[axis]), dtype=bool))
+    upper = beside(x, np.tri(x.shape[axis], dtype=bool).T)
     slope = F.where(upper, rows, 0.0)
     return F.moveaxis(F.sum(slope * F.expand_dims(F.moveaxis(g, axis, -1), -2), axis=-1), -1, axis)
 
@@ -87,7 +98,7 @@ def transposed(a: Any) -> Any:
 
 
 def rows(a: Any) -> Any:
-    return a.reshape((-1, a.shape[-1]))
+    return a if a.ndim == 2 else a.reshape((math.prod(a.shape[:-1]), a.shape[-1]))
 
 
 def matmul_left(g: Any, y: Any, a: Any, b: Any) -> Any:
@@ -117,7 +128,7 @@ def einsum_rule(i: int, g: Any, y: Any, *operands: Any, subscripts: str) -> Any:
     known = set(output).union(*(set(s) for s, _ in others))
     lost = [c for c in labels[i] if c not in known]
     sizes = dict(zip(labels[i], operands[i].shape, strict=True))
-    terms = [(output, g), *others, *((c, np.ones(sizes[c], dtype=operands[i].dtype)) for c in lost)]
+    terms = [(output, g), *others, *((c, beside(g, np.ones(sizes[c], dtype=operands[i].dtype))) for c in lost)]
     return F.einsum_pairs(*(x for _, x in terms), subscripts=",".join(s for s, _ in terms) + "->" + labels[i])
 
 
@@ -152,20 +163,26 @@ def irfft_rule(g: Any, y: Any, x: Any, n: int, axis: int = -1) -> Any:
         weight[n // 2] = 1.0
     shape = [1] * g.ndim
     shape[axis] = -1
-    return F.conj(F.rfft(g, axis=axis)) * (weight.reshape(shape) / n).astype(g.dtype)
+    return F.conj(F.rfft(g, axis=axis)) * beside(g, (weight.reshape(shape) / n).astype(g.dtype))
 
 
 def solve_left(g: Any, y: Any, a: Any, b: Any) -> Any:
-    gb = F.solve(transposed(a), g)
-    if y.ndim == 1:
+    gb = solve_right(g, y, a, b)
+    if b.ndim == 1:
         return -F.expand_dims(gb, -1) * F.expand_dims(y, -2)
     return -F.matmul(gb, transposed(y))
+
+
+def solve_right(g: Any, y: Any, a: Any, b: Any) -> Any:
+    if b.ndim == 1:
+        return F.solve(transposed(a), F.expand_dims(g, -1))[..., 0]
+    return F.solve(transposed(a), g)
 
 
 def cholesky_rule(g: Any, y: Any, a: Any) -> Any:
     # S = L^-T Phi(L^T g) L^-1, made symmetric. Phi keeps the lower triangle and half the diagonal.
     n = y.shape[-1]
-    half = (np.tril(np.ones((n, n))) - 0.5 * np.eye(n)).astype(y.dtype)
+    half = beside(y, (np.tri(n) - 0.5 * np.eye(n)).astype(y.dtype))
     inner = F.matmul(transposed(y), g) * half
     s = transposed(F.solve(transposed(y), transposed(F.solve(transposed(y), inner))))
     return (s + transposed(s)) * 0.5
@@ -178,18 +195,18 @@ def qr_rule(needed: Any, g: Any, y: Any, a: Any) -> tuple[Any, ...]:
     gr = g[1] if g[1] is not None else r * 0.0
     m = F.matmul(r, transposed(gr)) - F.matmul(transposed(gq), q)
     n = m.shape[-1]
-    lower = np.tril(np.ones((n, n))).astype(m.dtype)
-    strict = np.tril(np.ones((n, n)), -1).astype(m.dtype)
+    lower = beside(m, np.tri(n, dtype=m.dtype))
+    strict = beside(m, np.tri(n, k=-1, dtype=m.dtype))
     m = m * lower + transposed(m * strict)
     return (transposed(F.solve(r, transposed(gq + F.matmul(q, m)))),)
 
 
 def svd_rule(needed: Any, g: Any, y: Any, a: Any) -> tuple[Any, ...]:
-    # With E_ij = 1 / (s_j^2 - s_i^2) off the diagonal; terms in U and V outside the k columns close the subspaces.
+    # With E_ij = 1 / (s_j^2 - s_i^2) off the diagonal; `rest` is what leaves the span of the k columns.
     u, s, vh = y
     gu, gs, gv = g
     k = s.shape[-1]
-    eye = np.eye(k, dtype=bool)
+    eye = beside(s, np.eye(k, dtype=bool))
     square = F.square(s)
     gap = F.expand_dims(square, -2) - F.expand_dims(square, -1)
     e = F.where(eye, 0.0, 1.0) / F.where(eye, 1.0, gap)
@@ -242,7 +259,7 @@ RULES: dict[str, Rule] = {
     "square": (lambda g, y, x: 2.0 * g * x,),
     "sqrt": (lambda g, y, x: 0.5 * g / y,),
     "rsqrt": (lambda g, y, x: -0.5 * g * y * y * y,),
-    "abs": (lambda g, y, x: g * F.sign(x) if x.dtype.kind != "c" else g * F.conj(x) / y,),
+    "abs": (abs_rule,),
     "maximum": (
         lambda g, y, a, b: times(g, a > b) + times(0.5 * g, a == b),
         lambda g, y, a, b: times(g, b > a) + times(0.5 * g, a == b),
@@ -283,7 +300,7 @@ RULES: dict[str, Rule] = {
     "complex": (lambda g, y, re, im: F.real(g), lambda g, y, re, im: -F.imag(g)),
     # --- reductions and scans
     "sum": (lambda g, y, x, axis=None, keepdims=False: spread(g, axis, x),),
-    "mean": (lambda g, y, x, axis=None, keepdims=False: spread(g * (y.size / x.size), axis, x),),
+    "mean": (lambda g, y, x, axis=None, keepdims=False: spread(g * (y.size / max(x.size, 1)), axis, x),),
     "prod": (prod_rule,),
     "max": (share_of_extremes,),
     "min": (share_of_extremes,),
@@ -293,7 +310,7 @@ RULES: dict[str, Rule] = {
     "cumsum": (lambda g, y, x, axis=-1: F.flip(F.cumsum(F.flip(g, axis=axis), axis=axis), axis=axis),),
     "cumprod": (cumprod_rule,),
     # --- shape
-    "identity": (lambda g, y, x: g,),
+    "copy": (lambda g, y, x: g,),
     "reshape": (lambda g, y, x, shape: g.reshape(x.shape),),
     "permute_dims": (lambda g, y, x, axes: F.permute_dims(g, inverse(axes)),),
     "matrix_transpose": (lambda g, y, x: transposed(g),),
@@ -332,7 +349,7 @@ RULES: dict[str, Rule] = {
     "matmul": (matmul_left, matmul_right),
     "einsum_pairs": Each(einsum_rule),
     "inv": (lambda g, y, a: -F.matmul(F.matmul(transposed(y), g), transposed(y)),),
-    "solve": (solve_left, lambda g, y, a, b: F.solve(transposed(a), g)),
+    "solve": (solve_left, solve_right),
     "cholesky": (cholesky_rule,),
     "qr": Together(qr_rule),
     "svd": Together(svd_rule),

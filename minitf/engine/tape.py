@@ -73,7 +73,7 @@ class Together(NamedTuple):
 # Takes one output from an operation with several. `walk` knows how to undo it.
 PICK = Op("pick", lambda outputs, i: outputs[i])
 # The recipe of a tensor whose graph has been walked and let go.
-FREED = (Op("freed", lambda: None), (), {}, (), None, None)
+FREED = (Op("freed", lambda: None), (), {}, (), (), None)
 
 
 class Tensor:
@@ -209,38 +209,57 @@ class Tensor:
         )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        if self.requires_grad:
-            raise TypeError(
-                "NumPy asked for the array of a tensor that requires a gradient, which would cut the graph "
-                "silently: use the function of the same name in mt.ops, or x.detach().numpy()"
-            )
-        return np.array(self.numpy(), dtype=dtype, copy=copy)
+        return np.array(without_tensors(self, "np.asarray"), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        # `array + tensor` arrives here; other NumPy functions would lose the gradient.
+        # `array + tensor` arrives here and is recorded like `tensor + array`.
         if method == "__call__" and not options and ufunc.__name__ in ARRAY_OPERATORS:
             return getattr(F, ARRAY_OPERATORS[ufunc.__name__])(*inputs)
-        if any(isinstance(a, Tensor) and a.requires_grad for a in inputs):
-            raise TypeError(
-                f"np.{ufunc.__name__} on a tensor would cut the graph silently: use "
-                f"mt.ops.{ufunc.__name__}(x), or x.detach().numpy() for the plain array"
-            )
-        return getattr(ufunc, method)(
-            *[a.numpy() if isinstance(a, Tensor) else a for a in inputs], **options
-        )
+        plain, options = without_tensors((inputs, options), f"np.{ufunc.__name__}")
+        return getattr(ufunc, method)(*plain, **options)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        args, options = without_tensors((args, options), f"np.{function.__name__}")
+        return function(*args, **options)
 
 
-# NumPy's own operators, for `array * tensor`: they record like `tensor * array`.
+# The operation for each of NumPy's operators.
 ARRAY_OPERATORS = {
-    name: name
-    for name in "add subtract multiply divide matmul equal not_equal less less_equal greater greater_equal "
-    "floor_divide remainder bitwise_and bitwise_or bitwise_xor".split()
-} | {"power": "pow", "true_divide": "divide"}
+    "add": "add",
+    "subtract": "subtract",
+    "multiply": "multiply",
+    "divide": "divide",
+    "floor_divide": "floor_divide",
+    "remainder": "remainder",
+    "power": "pow",
+    "matmul": "matmul",
+    "bitwise_and": "bitwise_and",
+    "bitwise_or": "bitwise_or",
+    "bitwise_xor": "bitwise_xor",
+    "equal": "equal",
+    "not_equal": "not_equal",
+    "less": "less",
+    "less_equal": "less_equal",
+    "greater": "greater",
+    "greater_equal": "greater_equal",
+}
 
 
-def tensor(
-    a: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None
-) -> Tensor:
+def without_tensors(a: Any, caller: str) -> Any:
+    """The arrays in place of the tensors inside `a`, for a NumPy function; refuses to cut a graph."""
+    if isinstance(a, Tensor):
+        if a.requires_grad:
+            raise TypeError(
+                f"{caller} on a tensor that requires a gradient would cut the graph silently: use the function "
+                "of mt.ops, or x.detach().numpy() for the plain array"
+            )
+        return a.numpy()
+    if isinstance(a, dict):
+        return {name: without_tensors(v, caller) for name, v in a.items()}
+    return type(a)([without_tensors(v, caller) for v in a]) if type(a) in (list, tuple) else a
+
+
+def tensor(a: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> Tensor:
     """Copy `a` into a new tensor.
 
     Args:
@@ -265,15 +284,18 @@ def record(op: Op, args: Sequence[Any], options: dict[str, Any]) -> Any:
     A recipe is the tuple (op, values, options, parents, seals, seal):
         values   the arguments as plain arrays and numbers
         parents  in the same order, the tensors that need a gradient, None for the others
-        seals    None, or in the same order fingerprints, to notice arrays that change in place
+        seals    pairs (array, fingerprint) of the arguments that no operation made
         seal     the output's fingerprint
+    Fingerprints notice arrays that change in place. What an operation made is sealed once, as its output.
     """
-    values, parents, seals = [], [], []
+    values: list[Any] = []
+    parents: list[Tensor | None] = []
+    seals: list[tuple[Array, bytes | None]] = []
     dtype = None
     mixed = False
     needed = False
     for a in args:
-        value, parent, seal = a, None, None
+        value, parent = a, None
         if isinstance(a, Tensor):
             value = a.data
             if value.dtype is not dtype:
@@ -282,31 +304,36 @@ def record(op: Op, args: Sequence[Any], options: dict[str, Any]) -> Any:
             if a.requires_grad:
                 parent = a
                 needed = True
-            # The output of an operation is sealed once, where it is made.
             if a.recipe is None:
-                seal = fingerprint(value)
+                seals.append((value, fingerprint(value)))
         elif type(a) not in NOT_ARRAYS:
             mixed = True
-            seal = fingerprint(a)
+            seals.append((a, fingerprint(a)))
         values.append(value)
         parents.append(parent)
-        seals.append(seal)
     precision = agree(op, args, values) if mixed else None
     try:
         out = op.body(*values, **options)
-    except (ValueError, IndexError) as error:
-        raise explained(op, values, error) from error
-    if STATE.watch is not None:
-        STATE.watch(op.name, values, options, out)
+    except (ValueError, IndexError, TypeError) as error:
+        agree(op, args, values)
+        better = explained(op, values, error)
+        if better is None:
+            raise
+        raise better from error
     tape = needed and op.rule is not None and STATE.grad
     if type(out) is tuple:
-        recipe = (op, values, options, parents, seals, None) if tape else None
-        bundle = new_tensor(out, recipe)
+        if STATE.watch is not None:
+            STATE.watch(op.name, values, options, out)
+        bundle = new_tensor(out, (op, values, options, parents, seals, None) if tape else None)
         return tuple(None if part is None else pick(bundle, i) for i, part in enumerate(out))
     if isinstance(out, np.generic):
         out = np.asarray(out)
-    if precision is not None and out.dtype.kind in "fc" and out.real.dtype != precision:
-        out = out.astype(np.result_type(precision, np.complex64) if out.dtype.kind == "c" else precision)
+    kind = out.dtype.kind
+    if precision is not None and kind in "fc" and out.real.dtype != precision:
+        out = out.astype(np.result_type(precision, np.complex64) if kind == "c" else precision)
+    if STATE.watch is not None:
+        STATE.watch(op.name, values, options, out)
+    tape = tape and kind in "fc"
     return new_tensor(out, (op, values, options, parents, seals, fingerprint(out)) if tape else None)
 
 
@@ -323,52 +350,9 @@ def new_tensor(data: Any, recipe: tuple[Any, ...] | None) -> Tensor:
 def pick(bundle: Tensor, i: int) -> Tensor:
     """Return output `i` of an operation with several outputs."""
     part = bundle.data[i]
-    differentiable = bundle.requires_grad and part.dtype.kind in "fc"
-    return new_tensor(part, (PICK, (bundle.data, i), {}, (bundle, None), None, None) if differentiable else None)
-
-
-def agree(op: Op, args: Sequence[Any], values: list[Any]) -> np.dtype[Any] | None:
-    """Check that the tensors among `args` may meet; return the precision of the result.
-
-    Tensors must agree in precision and device. Plain arrays are constants: they follow the tensors.
-    """
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    devices = {a.device for a in tensors}
-    if len(devices) > 1:
-        raise DeviceError(
-            f"{op.name}: tensors on {' and '.join(sorted(devices))}; move them together with x.to('cpu') or x.to('cuda')"
-        )
-    floats = [a.data.dtype for a in tensors if a.data.dtype.kind in "fc"]
-    precisions = {np.finfo(d).dtype for d in floats}
-    if len(precisions) > 1:
-        raise DTypeError(
-            f"{op.name}: tensors of {' and '.join(d.name for d in floats)} do not mix; "
-            "convert one of them, for example x.astype('float32')"
-        )
-    for i, a in enumerate(args):
-        if isinstance(a, np.ndarray) and devices and device_of(a) not in devices:
-            values[i] = to_device(a, "cuda")
-    return precisions.pop() if precisions else None
-
-
-def explained(op: Op, values: Sequence[Any], error: Exception) -> MinitfError:
-    """Turn NumPy's complaint into one that names the operation and every shape."""
-    shapes = [v.shape for v in values if hasattr(v, "shape")]
-    reason = str(error)
-    if isinstance(error, IndexError):
-        return PositionError(f"{op.name}: shape {', '.join(map(str, shapes[:1]))}: {reason}")
-    if isinstance(op.body, np.ufunc) and op.name != "matmul" and len(shapes) == 2:
-        bad = [
-            -i
-            for i, (m, n) in enumerate(zip(shapes[0][::-1], shapes[1][::-1], strict=False), 1)
-            if m != n and 1 not in (m, n)
-        ]
-        reason = f"sizes differ on axis {', '.join(map(str, bad))} (counted from the last) and neither is 1"
-    elif len(shapes) == 2 and op.name == "matmul" and all(shapes):
-        left, right = shapes[0][-1], shapes[1][-2 if len(shapes[1]) > 1 else 0]
-        if left != right:
-            reason = f"the last axis of the first has size {left}, axis -2 of the second has size {right}"
-    return ShapeError(f"{op.name}: shapes {' and '.join(map(str, shapes)) or '()'} do not fit: {reason}")
+    if not bundle.requires_grad or part.dtype.kind not in "fc":
+        return new_tensor(part, None)
+    return new_tensor(part, (PICK, (bundle.data, i), {}, (bundle, None), (), fingerprint(part)))
 
 
 def cotangent_for(y: Tensor, grad: Any) -> Any:
@@ -381,10 +365,7 @@ def cotangent_for(y: Tensor, grad: Any) -> Any:
             )
         return array_module(y.data).ones_like(y.data)
     raw = grad.data if isinstance(grad, Tensor) else array_module(y.data).asarray(grad, dtype=y.dtype)
-    if raw.shape != y.shape:
-        raise ShapeError(f"the gradient has shape {raw.shape}, the tensor {y.shape}: they must be equal")
-    if raw.dtype != y.dtype:
-        raise DTypeError(f"the gradient has dtype {raw.dtype}, the tensor {y.dtype}: they must be equal")
+    check_cotangent(y, raw)
     g = grad if isinstance(grad, Tensor) else raw
     return F.conj(g) if raw.dtype.kind == "c" else g
 
@@ -409,88 +390,76 @@ def walk(
     # Rules get tensors when their own operations must be recorded, or watched.
     on_tensors = create_graph or STATE.watch is not None
     stop = frozenset(inputs or ())
-
-    # Every tensor on the way, sorted by when it was made: outputs come after their inputs.
-    reached = set(roots)
-    stack = list(reached)
-    while stack:
-        t = stack.pop()
-        recipe = t.recipe
-        if recipe is None or t in stop:
-            continue
-        if recipe is FREED:
-            raise GraphError(
-                "this graph was already walked and its recipes freed: compute the output again, or pass "
-                "retain_graph=True to the first backward"
-            )
-        for a in recipe[3]:
-            if a is not None and a not in reached:
-                reached.add(a)
-                stack.append(a)
-    pending = sorted(reached, key=_by_order)
-    reached.clear()
-
+    # What has arrived at each tensor so far. Tensors with a recipe also wait in `heap`, the last made first: when
+    # one is taken out, everything that used it has been walked, so its gradient is complete.
     grads: dict[Tensor, Any] = {}
+    heap: list[tuple[int, Tensor]] = []
     for t, g in zip(roots, cotangents, strict=True):
         if isinstance(g, Tensor) is not on_tensors:
             g = Tensor(g) if on_tensors else g.data
-        grads[t] = grads[t] + g if t in grads else g
-    found: dict[Tensor, Any] = {}
+        if t in grads:
+            g = grads[t] + g
+        elif t.recipe is not None and t not in stop:
+            heappush(heap, (t.order, t))
+        grads[t] = g
 
     grad_mode, walking = STATE.grad, STATE.walking
     STATE.grad = create_graph
     try:
-        while pending:
-            # Popped here and freed below, so that nothing outlives its use.
-            t = pending.pop()
-            g = grads.pop(t, None)
-            recipe = t.recipe
-            if recipe is None or t in stop:
-                if g is not None:
-                    found[t] = g
-                continue
+        while heap:
+            t = heappop(heap)[1]
+            g = grads.pop(t)
+            recipe: Any = t.recipe
+            # Freed here, so that nothing outlives its use.
             if not retain:
                 t.recipe = FREED
-            if g is None:
-                continue
             op, values, options, parents, seals, seal = recipe
             y = t.data
-            if seal is not None and seal != (y.tobytes() if y.nbytes <= 2048 else fingerprint(y)):
+            if seal is not None and seal != (y.tobytes() if y.nbytes <= SMALL else fingerprint(y)):
                 raise changed_in_place(op, y)
-            if seals is not None:
-                for array, seal in zip(values, seals, strict=True):
-                    if seal is not None and seal != fingerprint(array):
-                        raise changed_in_place(op, array)
-            if op is PICK:
-                bundle, i = parents[0], values[1]
-                parts = grads.setdefault(bundle, [None] * len(bundle.data))
-                parts[i] = g if parts[i] is None else parts[i] + g
-                continue
-            if on_tensors:
-                STATE.walking = op.name
-                y, values = as_tensors(t, values, parents)
-            rule = op.rule
-            if type(rule) is not tuple:
-                rule = every_rule(rule, g, y, values, options, parents)
-            for i, a in enumerate(parents):
-                if a is None:
+            for array, seal in seals:
+                if seal is not None and seal != (
+                    array.tobytes() if array.nbytes <= SMALL else fingerprint(array)
+                ):
+                    raise changed_in_place(op, array)
+            rules = op.rule
+            if on_tensors or type(rules) is not tuple:
+                if recipe is FREED:
+                    raise already_walked()
+                if op is PICK:
+                    bundle, i = parents[0], values[1]
+                    if bundle not in grads:
+                        grads[bundle] = [None] * len(bundle.data)
+                        heappush(heap, (bundle.order, bundle))
+                    parts = grads[bundle]
+                    parts[i] = g if parts[i] is None else parts[i] + g
                     continue
-                ga = rule[i]
+                STATE.walking = op.name
+                if on_tensors:
+                    y, values = as_tensors(t, values, parents)
+                rules = rule_for_each(op.rule, g, y, values, options, parents)
+            for a, rule in zip(parents, rules):
+                if a is None or rule is None:
+                    continue
+                ga = rule(g, y, *values, **options) if options else rule(g, y, *values)
                 if ga is None:
                     continue
-                ga = ga(g, y, *values, **options) if options else ga(g, y, *values)
                 like = a.data
                 if ga.shape != like.shape or ga.dtype is not like.dtype:
                     ga = match(ga, like)
                 if a in grads:
-                    ga = grads[a] + ga
-                grads[a] = ga
+                    grads[a] = grads[a] + ga
+                else:
+                    grads[a] = ga
+                    if a.recipe is not None and a not in stop:
+                        heappush(heap, (a.order, a))
     finally:
         STATE.grad, STATE.walking = grad_mode, walking
     if inputs is not None:
-        return [found.get(t) for t in inputs]
-    for t, g in found.items():
-        deposit(t, g, create_graph)
+        return [grads.get(t) for t in inputs]
+    while grads:
+        t, g = grads.popitem()
+        deposit(t, g)
     return []
 
 
@@ -500,22 +469,17 @@ def as_tensors(t: Tensor, values: Sequence[Any], parents: Sequence[Tensor | None
     return y, [v if a is None else a for v, a in zip(values, parents, strict=True)]
 
 
-def every_rule(
-    rule: Each | Together, g: Any, y: Any, values: Sequence[Any], options: dict[str, Any], parents: Sequence[Any]
-) -> list[Any]:
+def rule_for_each(
+    rule: Any, g: Any, y: Any, values: Sequence[Any], options: dict[str, Any], parents: Sequence[Any]
+) -> Sequence[Any]:
     """Write `Each` and `Together` as the table writes simple operations: one rule for each argument."""
     if isinstance(rule, Each):
         return [partial(rule.rule, i) for i in range(len(parents))]
-    needed = {i for i, a in enumerate(parents) if a is not None}
-    gradients = [*rule.rule(needed, g, y, *values, **options)]
-    return [None if gi is None else (lambda *_, gi=gi, **__: gi) for gi in gradients]
-
-
-def changed_in_place(op: Op, array: Array) -> GraphError:
-    return GraphError(
-        f"{op.name}: an array of shape {array.shape} that the backward pass needs was changed in place after it "
-        "was used; make a new array instead, or change it after backward()"
-    )
+    if isinstance(rule, Together):
+        needed = {i for i, a in enumerate(parents) if a is not None}
+        gradients = rule.rule(needed, g, y, *values, **options)
+        return [None if gi is None else (lambda *_, gi=gi, **__: gi) for gi in gradients]
+    return rule
 
 
 def match(g: Any, like: Array) -> Any:
@@ -533,11 +497,10 @@ def match(g: Any, like: Array) -> Any:
     return g
 
 
-def deposit(leaf: Tensor, g: Any, create_graph: bool) -> None:
+def deposit(leaf: Tensor, g: Any) -> None:
     """Add `g` to `leaf.grad`."""
-    if not create_graph:
-        # A copy: rules may hand the same array to two arguments, or a view of it.
-        g = Tensor(array_module(leaf.data).array(g.data if isinstance(g, Tensor) else g))
+    # A copy: rules may hand the same array to two arguments, or a view of it.
+    g = F.copy(g) if isinstance(g, Tensor) else Tensor(array_module(g).array(g))
     if g.dtype.kind == "c":
         g = F.conj(g)
     leaf.grad = g if leaf.grad is None else leaf.grad + g

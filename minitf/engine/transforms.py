@@ -1,4 +1,4 @@
-"""Functions of functions: gradients, Jacobians, Hessian-vector products, checkpoints, and modes of recording."""
+"""Functions of functions: gradients, Jacobians, Hessian-vector products, checkpoints; modes of recording."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _inputs(args: tuple[Any, ...], argnums: int | tuple[int, ...]) -> tuple[list
         if isinstance(a, Tensor) and a.requires_grad and STATE.grad:
             # A new name for the same value, so that this derivative is not mixed up with the outer one.
             nested = True
-            full[i] = F.identity(a)
+            full[i] = F.copy(a)
         else:
             data = a.data if isinstance(a, Tensor) else np.asarray(a)
             full[i] = tensor(data if data.dtype.kind in "fc" else data.astype(np.float64), requires_grad=True)
@@ -192,7 +192,8 @@ def _outside(y: Tensor, start: int) -> list[Tensor]:
     seen, stack, outside = {y}, [y], []
     while stack:
         t = stack.pop()
-        if t.order < start:
+        # Later tensors have smaller numbers.
+        if t.order > start:
             if t.requires_grad:
                 outside.append(t)
             continue

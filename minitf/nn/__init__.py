@@ -2,6 +2,7 @@
 
 from . import init
 from .activations import ACTIVATIONS, activation
+from .cache import KVCache
 from .card import Card, Case, Identity, Paper, identities, identity
 from .linear import Dropout, Embedding, Linear
 from .module import Buffer, Hook, Module, Parameter, StateError
@@ -18,6 +19,7 @@ __all__ = [
     "Embedding",
     "Hook",
     "Identity",
+    "KVCache",
     "LayerNorm",
     "LearnedPosition",
     "Linear",

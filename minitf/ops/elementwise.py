@@ -46,7 +46,7 @@ def pow(a: Like, b: Like) -> Tensor:
     """a to the power b. The slope at b = 0 is 0."""
 
 
-@ufunc_operation(np.reciprocal)
+@ufunc_operation(lambda x: 1.0 / x)
 def reciprocal(x: Like) -> Tensor:
     """1 / x."""
 
@@ -305,6 +305,26 @@ def logical_not(x: Like) -> Tensor:
     """not x, for booleans."""
 
 
+@ufunc_operation(np.bitwise_and)
+def bitwise_and(a: Like, b: Like) -> Tensor:
+    """a & b, bit by bit for integers, logical for booleans."""
+
+
+@ufunc_operation(np.bitwise_or)
+def bitwise_or(a: Like, b: Like) -> Tensor:
+    """a | b, bit by bit for integers, logical for booleans."""
+
+
+@ufunc_operation(np.bitwise_xor)
+def bitwise_xor(a: Like, b: Like) -> Tensor:
+    """a ^ b, bit by bit for integers, logical for booleans."""
+
+
+@ufunc_operation(np.invert)
+def bitwise_invert(x: Like) -> Tensor:
+    """~x, bit by bit for integers, logical for booleans."""
+
+
 @ufunc_operation(np.isfinite)
 def isfinite(x: Like) -> Tensor:
     """True where x is neither infinite nor NaN."""
@@ -339,8 +359,8 @@ def horner(coefficients: tuple[float, ...], x: Array) -> Array:
 
 @primitive
 def erf(x: Like) -> Tensor:
-    """The error function 2 / sqrt(pi) * integral of exp(-t^2) from 0 to x. Absolute error below 4 units in the last place."""
-    size = np.abs(x)
+    """The error function 2 / sqrt(pi) * integral of exp(-t^2) from 0 to x, within 4 units in the last place."""
+    size = np.abs(x) * 1.0
     z = np.minimum(size, 0.46875)
     z *= z
     near = x * horner(ERF_P, z) / horner(ERF_Q, z)

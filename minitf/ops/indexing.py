@@ -23,9 +23,11 @@ def get(x: Like, index: Any) -> Tensor:
 
 
 def plain_index(i: Any) -> Any:
-    if isinstance(i, Tensor):
-        return i.data
-    return np.asarray(i, dtype=None if i else np.intp) if isinstance(i, list) else i
+    # A copy: the backward pass needs the index as it was, also where the caller uses its memory again.
+    if isinstance(i, list):
+        return np.asarray(i, dtype=None if i else np.intp)
+    i = i.data if isinstance(i, Tensor) else i
+    return i.copy() if hasattr(i, "shape") else i
 
 
 @primitive

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import string
 from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, ShapeError, Tensor, array_module, primitive
+from minitf.engine import Array, ShapeError, Tensor, primitive, ufunc_operation
 
 from .elementwise import Like
 from .shape import diagonal, moveaxis
 
 
-@primitive
-def matmul(a: Like, b: Like) -> Tensor:
-    """The matrix product (..., n, k) (..., k, m) -> (..., n, m); batch axes broadcast, vectors work as in NumPy."""
+def product(a: Array, b: Array) -> Array:
     if a.ndim > 2 and b.ndim == 2 and a.flags.c_contiguous:
         # One large product is faster than a batch of small ones.
-        return np.matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
+        rows = math.prod(a.shape[:-1])
+        return np.matmul(a.reshape(rows, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[-1])
     return np.matmul(a, b)
+
+
+@ufunc_operation(product)
+def matmul(a: Like, b: Like) -> Tensor:
+    """The matrix product (..., n, k) (..., k, m) -> (..., n, m); batch axes broadcast, vectors work as in NumPy."""
 
 
 @primitive
@@ -112,7 +117,7 @@ def qr(a: Like) -> Any:
         ShapeError: n < k, for which the factors have no gradient rule here.
     """
     if a.shape[-2] < a.shape[-1]:
-        raise ValueError("qr needs at least as many rows as columns")
+        raise ShapeError(f"qr: {a.shape} must have at least as many rows as columns")
     return tuple(np.linalg.qr(a))
 
 
@@ -124,5 +129,3 @@ def svd(a: Like) -> Any:
     signs of the singular vectors.
     """
     return tuple(np.linalg.svd(a, full_matrices=False))
-
-

@@ -17,9 +17,9 @@ OPERATORS = {
     "mod": elementwise.remainder,
     "pow": elementwise.pow,
     "matmul": linalg.matmul,
-    "and": elementwise.logical_and,
-    "or": elementwise.logical_or,
-    "xor": elementwise.logical_xor,
+    "and": elementwise.bitwise_and,
+    "or": elementwise.bitwise_or,
+    "xor": elementwise.bitwise_xor,
 }
 COMPARISONS = {
     "eq": elementwise.equal,
@@ -59,7 +59,7 @@ def attach() -> None:
     cls.__hash__ = object.__hash__
     cls.__neg__ = elementwise.negative
     cls.__abs__ = elementwise.abs
-    cls.__invert__ = elementwise.logical_not
+    cls.__invert__ = elementwise.bitwise_invert
     cls.__getitem__ = indexing.get
     cls.__iter__ = lambda self: (self[i] for i in range(len(self)))
     for name in METHODS:

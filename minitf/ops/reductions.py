@@ -16,31 +16,31 @@ Axis = int | tuple[int, ...] | None
 @primitive
 def sum(x: Like, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The sum over `axis`. `keepdims` leaves reduced axes with size 1."""
-    return np.sum(x, axis=axis, keepdims=keepdims)
+    return x.sum(axis=axis, keepdims=keepdims)
 
 
 @primitive
 def mean(x: Like, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The arithmetic mean over `axis`."""
-    return np.mean(x, axis=axis, keepdims=keepdims)
+    return x.mean(axis=axis, keepdims=keepdims)
 
 
 @primitive
 def prod(x: Like, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The product over one axis, or all. Its gradient needs memory quadratic in the axis, and is exact at zeros."""
-    return np.prod(x, axis=axis, keepdims=keepdims)
+    return x.prod(axis=axis, keepdims=keepdims)
 
 
 @primitive
 def max(x: Like, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest element over `axis`. Tied elements share the gradient evenly."""
-    return np.max(x, axis=axis, keepdims=keepdims)
+    return x.max(axis=axis, keepdims=keepdims)
 
 
 @primitive
 def min(x: Like, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The smallest element over `axis`. Tied elements share the gradient evenly."""
-    return np.min(x, axis=axis, keepdims=keepdims)
+    return x.min(axis=axis, keepdims=keepdims)
 
 
 @primitive

@@ -33,11 +33,11 @@ def rope(x: Like, positions: Any, base: float = 10000.0, interleaved: bool = Tru
         ShapeError: d is odd, or there is not one position for each of the N vectors.
     """
     d = x.shape[-1]
-    places = np.asarray(getattr(positions, "data", positions))
+    places = positions.numpy() if isinstance(positions, Tensor) else np.asarray(positions)
     if d % 2 or places.shape[-1:] != x.shape[-2:-1]:
         raise ShapeError(f"rope: x {x.shape} needs an even last axis and positions {places.shape} one number for each row")
     cos, sin = rotation(places.tobytes(), places.shape, places.dtype.str, d, base, x.dtype.str)
-    xp = array_module(getattr(x, "data", x))
+    xp = array_module(x.data if isinstance(x, Tensor) else x)
     cos, sin = xp.asarray(cos), xp.asarray(sin)
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., : d // 2], x[..., d // 2 :])
     first, second = a * cos - b * sin, a * sin + b * cos

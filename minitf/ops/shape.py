@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Tensor, array_module, primitive
+from minitf.engine import ShapeError, Tensor, array_module, primitive
 from minitf.engine import to_device as move
 
 from .elementwise import Like, where
@@ -19,27 +19,27 @@ total = builtins.sum
 
 
 @primitive
-def identity(x: Like) -> Tensor:
-    """x itself, as a new tensor that gradients pass through."""
-    return x
+def copy(x: Like) -> Tensor:
+    """x in memory of its own."""
+    return array_module(x).array(x)
 
 
 @primitive
 def reshape(x: Like, shape: Shape) -> Tensor:
     """The same elements in the shape `shape`; one entry may be -1."""
-    return np.reshape(x, shape)
+    return x.reshape(shape)
 
 
 @primitive
 def permute_dims(x: Like, axes: Sequence[int]) -> Tensor:
     """Reorder the axes: axis i of the result is axis axes[i] of x."""
-    return np.transpose(x, axes)
+    return x.transpose(axes)
 
 
 @primitive
 def matrix_transpose(x: Like) -> Tensor:
     """Swap the last two axes."""
-    return np.swapaxes(x, -1, -2)
+    return x.swapaxes(-1, -2)
 
 
 def moveaxis(x: Like, source: int, destination: int) -> Tensor:
@@ -60,12 +60,12 @@ def squeeze(x: Like, axis: int | Shape) -> Tensor:
     """Remove axes of size 1.
 
     Raises:
-        ValueError: a named axis has another size.
+        ShapeError: a named axis has another size.
     """
     axes = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
     for a in axes:
         if x.shape[a] != 1:
-            raise ValueError(f"squeeze: axis {a} of shape {x.shape} has size {x.shape[a]}, not 1")
+            raise ShapeError(f"squeeze: axis {a} of shape {x.shape} has size {x.shape[a]}, not 1")
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
 
@@ -111,15 +111,15 @@ def split(x: Like, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]
     """Cut x along `axis` into `sections` equal parts, or into parts of the sizes listed.
 
     Raises:
-        ValueError: the sizes do not add up to the axis.
+        ShapeError: the sizes do not add up to the axis.
     """
     n = x.shape[axis]
     if isinstance(sections, int):
         if n % sections:
-            raise ValueError(f"split: axis {axis} of size {n} cannot be cut into {sections} equal parts")
+            raise ShapeError(f"split: axis {axis} of size {n} cannot be cut into {sections} equal parts")
         sections = [n // sections] * sections
     if total(sections) != n:
-        raise ValueError(f"split: sizes {list(sections)} add up to {total(sections)}, axis {axis} has {n}")
+        raise ShapeError(f"split: sizes {list(sections)} add up to {total(sections)}, axis {axis} has {n}")
     parts, start = [], 0
     for size in sections:
         index: list[Any] = [slice(None)] * x.ndim
@@ -144,11 +144,11 @@ def pad(x: Like, pad_width: Sequence[tuple[int, int]], mode: str = "constant", v
             the border; "wrap" continues from the other end.
 
     Raises:
-        ValueError: an unknown mode, or not one pair for each axis.
+        ValueError: an unknown mode. ShapeError: not one pair for each axis.
     """
     width = tuple((int(before), int(after)) for before, after in pad_width)
     if len(width) != x.ndim:
-        raise ValueError(f"pad: {len(width)} pairs for {x.ndim} axes")
+        raise ShapeError(f"pad: {len(width)} pairs for {x.ndim} axes")
     if mode == "constant":
         return pad_constant(x, width, value)
     if mode not in ("edge", "reflect", "wrap"):
@@ -174,7 +174,13 @@ def repeat(x: Like, repeats: int, axis: int) -> Tensor:
 
 
 def tile(x: Like, repetitions: Sequence[int]) -> Tensor:
-    """Repeat the whole array along each axis: abc -> abcabc. One count for each axis."""
+    """Repeat the whole array along each axis: abc -> abcabc.
+
+    Raises:
+        ShapeError: not one count for each axis.
+    """
+    if len(repetitions) != x.ndim:
+        raise ShapeError(f"tile: {len(repetitions)} counts for {x.ndim} axes")
     for axis, n in enumerate(repetitions):
         x = concat([x] * n, axis=axis) if n != 1 else x
     return x
@@ -207,11 +213,17 @@ def unfold(x: Like, size: int, axis: int = -1, step: int = 1, dilation: int = 1)
     Returns:
         (..., windows, ..., size): the axis now counts windows, the last axis runs inside one;
         windows = (n - (size - 1) * dilation - 1) // step + 1.
+
+    Raises:
+        ShapeError: the window is longer than the axis.
     """
     axis = axis % x.ndim
     reach = (size - 1) * dilation + 1
-    if size < 1 or reach > x.shape[axis]:
-        raise ValueError(f"a window of reach {reach} does not fit axis {axis} of size {x.shape[axis]}")
+    if min(size, step, dilation) < 1 or reach > x.shape[axis]:
+        raise ShapeError(
+            f"unfold: a window of size {size}, step {step} and dilation {dilation} (reach {reach}) does not fit "
+            f"axis {axis} of shape {x.shape}"
+        )
     xp = array_module(x)
     windows = xp.lib.stride_tricks.sliding_window_view(x, reach, axis=axis)[..., ::dilation]
     return windows[(slice(None),) * axis + (slice(None, None, step),)]
@@ -243,7 +255,7 @@ def astype(x: Like, dtype: Any) -> Tensor:
         dtype: "float16", "float32", "float64", "int64", "bool" or a NumPy dtype.
     """
     dtype = np.dtype(dtype)
-    return x if x.dtype == dtype else astype_to(x, dtype)
+    return x if x.dtype == dtype else astype_to(x, dtype=dtype)
 
 
 @primitive

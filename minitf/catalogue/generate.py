@@ -1,6 +1,6 @@
 """Makes the catalogue's index by reading the literal cards in the source, without importing anything.
 
-Run `python -m minitf.catalogue.index` after adding or changing a card.
+Run `python -m minitf.catalogue.generate` after adding or changing a card.
 """
 
 from __future__ import annotations
