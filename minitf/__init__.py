@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Rooms, and names from rooms, that are imported on first use.
-_ROOMS = "attention blocks catalogue ffn models nn tasks train viz".split()
+_ROOMS = "attention blocks catalogue ffn models nn tasks testing train viz".split()
 _NAMES = {"build": "registry", "profile": "profile", "load": "models.files", "save": "models.files"}
 
 __all__ = [

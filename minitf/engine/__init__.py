@@ -3,7 +3,7 @@
 from .arrays import Array, array_module, device_of, to_device
 from .check import GradientError, check_grad
 from .errors import AnomalyError, DeviceError, DTypeError, GraphError, MinitfError, ShapeError
-from .primitive import OPS, ufunc_operation, primitive
+from .primitive import OPS, primitive, ufunc_operation
 from .tape import STATE, F, Op, Tensor, Together, record, tensor, walk
 from .transforms import (
     checkpoint,

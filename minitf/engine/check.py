@@ -17,7 +17,12 @@ class GradientError(MinitfError, AssertionError):
 
 
 def check_grad(
-    f: Callable[..., Any], *args: Any, order: int = 2, seed: int = 0, step: float = 1e-6, tolerance: float = 1e-6
+    f: Callable[..., Any],
+    *args: Any,
+    order: int = 2,
+    seed: int = 0,
+    step: float = 1e-6,
+    tolerance: float = 1e-6,
 ) -> float:
     """Check the derivatives of `f` at `args` against central differences.
 

@@ -128,7 +128,11 @@ def einsum_rule(i: int, g: Any, y: Any, *operands: Any, subscripts: str) -> Any:
     known = set(output).union(*(set(s) for s, _ in others))
     lost = [c for c in labels[i] if c not in known]
     sizes = dict(zip(labels[i], operands[i].shape, strict=True))
-    terms = [(output, g), *others, *((c, beside(g, np.ones(sizes[c], dtype=operands[i].dtype))) for c in lost)]
+    terms = [
+        (output, g),
+        *others,
+        *((c, beside(g, np.ones(sizes[c], dtype=operands[i].dtype))) for c in lost),
+    ]
     return F.einsum_pairs(*(x for _, x in terms), subscripts=",".join(s for s, _ in terms) + "->" + labels[i])
 
 

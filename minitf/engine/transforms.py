@@ -20,7 +20,13 @@ Function = Callable[..., Any]
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Record no recipes inside: results are constants, and nothing is kept for a backward pass."""
-    before, STATE.grad = STATE.grad, False
+    with _recording(False):
+        yield
+
+
+@contextmanager
+def _recording(on: bool) -> Iterator[None]:
+    before, STATE.grad = STATE.grad, on
     try:
         yield
     finally:
@@ -57,7 +63,26 @@ def _inputs(args: tuple[Any, ...], argnums: int | tuple[int, ...]) -> tuple[list
 _depth = 0
 
 
-def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0, create_graph: bool | None = None) -> Function:
+@contextmanager
+def _differentiating() -> Iterator[None]:
+    global _depth
+    _depth += 1
+    try:
+        with _recording(True):
+            yield
+    finally:
+        _depth -= 1
+
+
+def _one_tensor(name: str, y: Any) -> Tensor:
+    if not isinstance(y, Tensor):
+        raise GraphError(f"{name} needs a function that returns one tensor, not {type(y).__name__}")
+    return y
+
+
+def value_and_grad(
+    f: Function, argnums: int | tuple[int, ...] = 0, create_graph: bool | None = None
+) -> Function:
     """Return a function that gives (f(*args), gradient of f with respect to the arguments `argnums`).
 
     Args:
@@ -70,19 +95,15 @@ def value_and_grad(f: Function, argnums: int | tuple[int, ...] = 0, create_graph
     """
 
     def run(*args: Any, **options: Any) -> Any:
-        global _depth
         full, chosen, nested = _inputs(args, argnums)
         create = (nested or _depth > 0) if create_graph is None else create_graph
-        _depth += 1
-        mode, STATE.grad = STATE.grad, True
-        try:
+        with _differentiating():
             y = f(*full, **options)
-        finally:
-            STATE.grad = mode
-            _depth -= 1
         if not isinstance(y, Tensor) or y.size != 1:
             what = f"shape {y.shape}" if isinstance(y, Tensor) else type(y).__name__
-            raise GraphError(f"grad needs a function that returns a scalar tensor, not {what}; use mt.jacobian or mt.vjp")
+            raise GraphError(
+                f"grad needs a function that returns a scalar tensor, not {what}; use mt.jacobian or mt.vjp"
+            )
         grads = _walked(y, cotangent_for(y, None), chosen, create)
         return y if create else y.detach(), grads[0] if isinstance(argnums, int) else tuple(grads)
 
@@ -95,14 +116,18 @@ def grad(f: Function, argnums: int | tuple[int, ...] = 0, create_graph: bool | N
     return functools.wraps(f)(lambda *args, **options: both(*args, **options)[1])
 
 
-def _walked(y: Tensor, g: Any, inputs: list[Tensor], create_graph: bool, retain: bool | None = None) -> list[Tensor]:
+def _walked(
+    y: Tensor, g: Any, inputs: list[Tensor], create_graph: bool, retain: bool | None = None
+) -> list[Tensor]:
     """Gradients of `y` with respect to `inputs` as tensors, zeros where nothing arrives."""
     found = walk([y], [g], inputs, create_graph, retain) if y.requires_grad else [None] * len(inputs)
     out = []
     for x, gx in zip(inputs, found, strict=True):
         if gx is None:
-            gx = array_module(x.data).zeros_like(x.data)
-        gx = gx if isinstance(gx, Tensor) else Tensor(np.asarray(gx) if isinstance(gx, np.generic) else gx)
+            gx = Tensor(array_module(x.data).zeros_like(x.data))
+        else:
+            # Copies: rules may hand the same array to two arguments, or a view of it.
+            gx = F.copy(gx) if isinstance(gx, Tensor) else Tensor(array_module(gx).array(gx))
         out.append(F.conj(gx) if gx.dtype.kind == "c" else gx)
     return out
 
@@ -111,9 +136,13 @@ def vjp(f: Function, *args: Any) -> tuple[Tensor, Callable[[Any], tuple[Tensor, 
     """Return (f(*args), pull), where pull(g) gives the gradients of <g, f> with respect to every argument.
 
     `pull` may be called many times. Its results are differentiable where `grad`'s are.
+
+    Raises:
+        GraphError: f does not give one tensor.
     """
     full, chosen, nested = _inputs(args, tuple(range(len(args))))
-    y = f(*full)
+    with _differentiating():
+        y = _one_tensor("vjp", f(*full))
     create = nested or _depth > 0
 
     def pull(g: Any) -> tuple[Tensor, ...]:
@@ -123,11 +152,18 @@ def vjp(f: Function, *args: Any) -> tuple[Tensor, Callable[[Any], tuple[Tensor, 
 
 
 def jacobian(f: Function, argnums: int = 0) -> Function:
-    """Return the function that gives the Jacobian of `f`: shape f(x).shape + x.shape, one backward a row."""
+    """Return the function that gives the Jacobian of `f`: shape f(x).shape + x.shape, one backward a row.
+
+    Raises:
+        GraphError: f does not give one tensor, or a complex one, whose Jacobian would need two rows an element.
+    """
 
     def run(*args: Any, **options: Any) -> Tensor:
         full, (x,), nested = _inputs(args, (argnums,))
-        y = f(*full, **options)
+        with _differentiating():
+            y = _one_tensor("jacobian", f(*full, **options))
+        if y.dtype.kind == "c":
+            raise GraphError("jacobian needs a real function: take mt.ops.real and mt.ops.imag apart")
         create = nested or _depth > 0
         rows = []
         for i in range(y.size):
@@ -143,17 +179,21 @@ def jacobian(f: Function, argnums: int = 0) -> Function:
 
 
 def hvp(f: Function, x: Any, v: Any) -> Tensor:
-    """The Hessian of the scalar function `f` at `x`, times `v` (the shape of x), without forming the Hessian."""
+    """The Hessian of the scalar function `f` at `x`, times `v` (the shape of x), never formed as a matrix."""
     v = v.data if isinstance(v, Tensor) else np.asarray(v)
     slope = grad(f, create_graph=True)
     return grad(lambda a: F.sum(slope(a) * v))(x)
 
 
 def checkpoint(f: Function) -> Function:
-    """Return `f` with its intermediate results forgotten after the forward pass and computed again in the backward.
+    """Return `f` with its intermediate results forgotten after the forward pass and made again in the backward.
 
-    Saves memory for one more forward pass. `f` gives one tensor. Tensors that `f` uses from outside (the
-    parameters of a model) get their gradients too. Generators among the arguments are rewound for the second run.
+    Saves memory for the time of one more forward pass. `f` gives one tensor. Tensors that `f` uses from outside
+    (the parameters of a model) get their gradients too. Generators among the arguments are rewound for the
+    second run.
+
+    Raises:
+        GraphError: f does not give one tensor.
     """
 
     def run(*args: Any, **options: Any) -> Tensor:
@@ -162,27 +202,26 @@ def checkpoint(f: Function) -> Function:
         generators = [a for a in (*args, *options.values()) if isinstance(a, np.random.Generator)]
         states = [copy.deepcopy(a.bit_generator.state) for a in generators]
         start = next_order()
-        y = f(*args, **options)
-        if not isinstance(y, Tensor):
-            raise GraphError(f"checkpoint needs a function that returns one tensor, not {type(y).__name__}")
+        y = _one_tensor("checkpoint", f(*args, **options))
         outside = _outside(y, start)
 
         def again(needed: Any, g: Any, _: Any, *values: Any) -> list[Any]:
             now = [a.bit_generator.state for a in generators]
             for a, state in zip(generators, states, strict=True):
                 a.bit_generator.state = copy.deepcopy(state)
-            differentiable, STATE.grad = STATE.grad, True
             try:
-                y2 = f(*args, **options)
+                with _recording(True):
+                    y2 = f(*args, **options)
             finally:
-                STATE.grad = differentiable
                 for a, state in zip(generators, now, strict=True):
                     a.bit_generator.state = state
-            return walk([y2], [g], outside, create_graph=differentiable)
+            return walk([y2], [g], outside, create_graph=STATE.grad)
 
         if not outside:
             return y
-        return record(Op("checkpoint", lambda *_: y.data, Together(again)), outside, {})
+        # Only the array: `y` itself would keep every intermediate result alive.
+        value = y.data
+        return record(Op("checkpoint", lambda *_: value, Together(again)), outside, {})
 
     return functools.wraps(f)(run)
 
@@ -206,9 +245,10 @@ def _outside(y: Tensor, start: int) -> list[Tensor]:
 
 @contextmanager
 def detect_anomaly() -> Iterator[None]:
-    """Raise an AnomalyError that names the operation which first makes a NaN or an infinity, forward or backward.
+    """Raise an AnomalyError that names the operation which first makes a NaN or an infinity.
 
-    Infinities that an operation was given do not count against it. Slow: every result is searched.
+    Covers the forward and the backward pass. Infinities that an operation was given do not count against it.
+    Slow: every result is searched.
     """
 
     def watch(name: str, values: Any, options: Any, out: Any) -> None:
@@ -217,7 +257,7 @@ def detect_anomaly() -> Iterator[None]:
                 continue
             nan, inf = bool(np.isnan(part).any()), bool(np.isinf(part).any())
             if nan or (inf and not any(_has_infinity(v) for v in values)):
-                where = f"in the backward pass of {STATE.walking}, operation {name}" if STATE.walking else name
+                where = f"in the backward pass of {STATE.walking}, {name}" if STATE.walking else name
                 shapes = [f"{v.shape} {v.dtype}" for v in values if hasattr(v, "dtype")]
                 raise AnomalyError(
                     f"{where} made the first {'NaN' if nan else 'infinity'}, from arguments {', '.join(shapes)}; "

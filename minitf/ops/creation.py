@@ -28,7 +28,9 @@ def full(shape: Shape, value: float, dtype: Any = "float32", requires_grad: bool
 
 def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Tensor:
     """Numbers from `start` (or 0) up to but without `stop`."""
-    return Tensor(np.arange(start, stop, step, dtype=dtype) if stop is not None else np.arange(start, dtype=dtype))
+    return Tensor(
+        np.arange(start, stop, step, dtype=dtype) if stop is not None else np.arange(start, dtype=dtype)
+    )
 
 
 def eye(n: int, dtype: Any = "float32") -> Tensor:

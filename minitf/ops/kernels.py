@@ -9,7 +9,8 @@ A kernel has three functions, which travel together:
 
     supports(*args) -> str | None          None, or a sentence saying why it cannot take these arguments
     forward(*args) -> (output, residuals)  on plain arrays, all arguments in the order of the definition
-    vjp(residuals, g) -> tuple             the gradient of every argument, None for constants
+    vjp(residuals, g) -> tuple             the gradient of every argument, None for constants; for several
+                                           outputs g is a list, None where nothing arrives
 
 Derivatives of higher order, and every case without a fitting kernel, go through the plain body.
 """
@@ -58,18 +59,25 @@ def kernelized(name: str) -> Callable[[Body], Body]:
     def decorate(body: Body) -> Body:
         signature = inspect.signature(body)
         DEFINITIONS[name] = (body, signature)
+        defaults = tuple(p.default for p in signature.parameters.values())
 
         @functools.wraps(body)
         def operation(*args: Any, **options: Any) -> Any:
             if _mode == "reference":
                 return body(*args, **options)
-            bound = signature.bind(*args, **options)
-            bound.apply_defaults()
-            kernel, reasons = choose(name, bound.args)
+            if options or inspect.Parameter.empty in defaults[len(args) :]:
+                bound = signature.bind(*args, **options)
+                bound.apply_defaults()
+                args, options = bound.args, {}
+            else:
+                args += defaults[len(args) :]
+            kernel, reasons = choose(name, args)
             if kernel is not None:
-                return run(name, kernel, body, bound.args)
+                return run(name, kernel, body, args)
             if _mode != "auto" and name in getattr(_backends[_mode], "KERNELS", {}):
-                raise BackendError(f"{name}: backend {_mode!r} was asked for and cannot run: {'; '.join(reasons)}")
+                raise BackendError(
+                    f"{name}: backend {_mode!r} was asked for and cannot run: {'; '.join(reasons)}"
+                )
             return body(*args, **options)
 
         return cast(Body, operation)
@@ -195,7 +203,9 @@ def explain(operation: str, *args: Any, **options: Any) -> str:
         KeyError: not a kernelized operation.
     """
     if operation not in DEFINITIONS:
-        raise KeyError(f"{operation!r} is not a kernelized operation; these are: {', '.join(sorted(DEFINITIONS))}")
+        raise KeyError(
+            f"{operation!r} is not a kernelized operation; these are: {', '.join(sorted(DEFINITIONS))}"
+        )
     bound = DEFINITIONS[operation][1].bind(*args, **options)
     bound.apply_defaults()
     kernel, reasons = choose(operation, bound.args)

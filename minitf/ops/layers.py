@@ -59,7 +59,7 @@ def integers(ids: Like, limit: int, what: str) -> Array:
     ids = getattr(ids, "data", ids) if isinstance(ids, Tensor) else np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{what} must be integers, not {ids.dtype}")
-    if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < limit):
+    if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < limit):
         raise ValueError(f"{what} must lie in 0..{limit - 1}, found {int(ids.min())}..{int(ids.max())}")
     return ids
 
@@ -92,7 +92,9 @@ def cross_entropy(logits: Like, targets: Like, ignore: int | None = None) -> Ten
     classes = logits.shape[-1]
     goal = targets.data if isinstance(targets, Tensor) else np.asarray(targets)
     if goal.shape != logits.shape[:-1]:
-        raise ShapeError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, not {goal.shape}")
+        raise ShapeError(
+            f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, not {goal.shape}"
+        )
     counts = None if ignore is None else goal != ignore
     goal = integers(goal if counts is None else np.where(counts, goal, 0), classes, "targets")
     # -log softmax(z)_t = logsumexp(z) - z_t

@@ -47,9 +47,7 @@ def einsum(subscripts: str, *operands: Like) -> Tensor:
         raise ShapeError(f"einsum {subscripts!r}: {len(labels)} terms for {len(operands)} operands")
     # Write `...` out as letters that are not in use.
     free = [c for c in string.ascii_letters if c not in subscripts]
-    most = max(
-        (x.ndim - len(s) + 3 for s, x in zip(labels, operands, strict=True) if "..." in s), default=0
-    )
+    most = max((x.ndim - len(s) + 3 for s, x in zip(labels, operands, strict=True) if "..." in s), default=0)
     batch = "".join(free[:most])
     for i, (s, x) in enumerate(zip(labels, operands, strict=True)):
         count = x.ndim - len(s) + 3 if "..." in s else 0
@@ -72,7 +70,9 @@ def einsum(subscripts: str, *operands: Like) -> Tensor:
                 s = s[:first] + s[first + 1 : second] + s[second + 1 :] + c
         for c in batch:
             if c in s and arrays[i].shape[s.index(c)] == 1 and (every.count(c) > 1):
-                arrays[i] = arrays[i].reshape(tuple(n for d, n in zip(s, arrays[i].shape, strict=True) if d != c))
+                arrays[i] = arrays[i].reshape(
+                    tuple(n for d, n in zip(s, arrays[i].shape, strict=True) if d != c)
+                )
                 s = s.replace(c, "")
         labels[i] = s
     # A batch axis of size 1 everywhere may have been dropped from every operand: give it back to the first.

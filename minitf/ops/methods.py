@@ -29,11 +29,53 @@ COMPARISONS = {
     "gt": elementwise.greater,
     "ge": elementwise.greater_equal,
 }
-METHODS = (
-    "sum mean prod max min argmax argmin any all var std cumsum cumprod logsumexp softmax log_softmax "
-    "reshape permute_dims moveaxis matrix_transpose expand_dims squeeze broadcast_to flip roll repeat astype "
-    "exp log sqrt rsqrt square abs sin cos tanh sigmoid relu clip sort argsort topk tril triu take_along_axis"
-).split()
+METHODS = [
+    "sum",
+    "mean",
+    "prod",
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+    "any",
+    "all",
+    "var",
+    "std",
+    "cumsum",
+    "cumprod",
+    "logsumexp",
+    "softmax",
+    "log_softmax",
+    "reshape",
+    "permute_dims",
+    "moveaxis",
+    "matrix_transpose",
+    "expand_dims",
+    "squeeze",
+    "broadcast_to",
+    "flip",
+    "roll",
+    "repeat",
+    "astype",
+    "exp",
+    "log",
+    "sqrt",
+    "rsqrt",
+    "square",
+    "abs",
+    "sin",
+    "cos",
+    "tanh",
+    "sigmoid",
+    "relu",
+    "clip",
+    "sort",
+    "argsort",
+    "topk",
+    "tril",
+    "triu",
+    "take_along_axis",
+]
 
 
 def reflected(operation: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, ShapeError, Tensor, array_module
+from minitf.engine import Array, ShapeError, Tensor, array_module, to_device
 
 from .elementwise import Like
 from .kernels import kernelized
@@ -33,9 +33,11 @@ def rope(x: Like, positions: Any, base: float = 10000.0, interleaved: bool = Tru
         ShapeError: d is odd, or there is not one position for each of the N vectors.
     """
     d = x.shape[-1]
-    places = positions.numpy() if isinstance(positions, Tensor) else np.asarray(positions)
+    places = np.asarray(to_device(positions.data if isinstance(positions, Tensor) else positions, "cpu"))
     if d % 2 or places.shape[-1:] != x.shape[-2:-1]:
-        raise ShapeError(f"rope: x {x.shape} needs an even last axis and positions {places.shape} one number for each row")
+        raise ShapeError(
+            f"rope: x {x.shape} needs an even last axis and positions {places.shape} one number for each row"
+        )
     cos, sin = rotation(places.tobytes(), places.shape, places.dtype.str, d, base, x.dtype.str)
     xp = array_module(x.data if isinstance(x, Tensor) else x)
     cos, sin = xp.asarray(cos), xp.asarray(sin)

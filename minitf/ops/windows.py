@@ -98,7 +98,9 @@ def conv3d(x: Like, weight: Like, bias: Like = None, **options: object) -> Tenso
 
 def checked(axes: int, x: Like, weight: Like, bias: Like, options: dict) -> Tensor:
     if weight.ndim != axes + 2:
-        raise ShapeError(f"conv{axes}d: weight must have {axes + 2} axes (*kernel, in, out), not {weight.ndim}")
+        raise ShapeError(
+            f"conv{axes}d: weight must have {axes + 2} axes (*kernel, in, out), not {weight.ndim}"
+        )
     return conv(x, weight, bias, **options)
 
 

@@ -1,0 +1,5 @@
+"""Checks that users run on their own work."""
+
+from .exercise import ExerciseError, exercise
+
+__all__ = ["ExerciseError", "exercise"]
