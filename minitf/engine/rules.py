@@ -23,9 +23,14 @@ from .tape import Each, F, Tensor, Together
 Rule = Any
 
 
+def home(x: Any) -> str:
+    """The device that `x` lives on."""
+    return device_of(x.data if isinstance(x, Tensor) else x)
+
+
 def beside(x: Any, constant: Array) -> Array:
     """A constant made with NumPy, moved to where `x` lives."""
-    return to_device(constant, device_of(x.data if isinstance(x, Tensor) else x))
+    return to_device(constant, home(x))
 
 
 def ones_at(axis: Any, x: Any) -> tuple[int, ...]:
@@ -332,8 +337,9 @@ RULES: dict[str, Rule] = {
     "fold": (
         lambda g, y, x, shape, axis=-1, step=1, dilation=1: F.unfold(g, x.shape[-1], axis, step, dilation),
     ),
-    "astype_to": (lambda g, y, x, dtype: F.astype(g, x.dtype),),
-    "to_device": (lambda g, y, x, device: F.to_device(g, "cuda" if device == "cpu" else "cpu"),),
+    # The walk returns every gradient in the type of its argument.
+    "astype_to": (lambda g, y, x, dtype: g,),
+    "to_device": (lambda g, y, x, device: F.to_device(g, home(x)),),
     # --- gathering and scattering
     "getitem": (lambda g, y, x, index: F.scatter(g, index, x.shape),),
     "scatter": (lambda g, y, x, index, shape: g[index],),

@@ -248,7 +248,7 @@ def detect_anomaly() -> Iterator[None]:
     """Raise an AnomalyError that names the operation which first makes a NaN or an infinity.
 
     Covers the forward and the backward pass. Infinities that an operation was given do not count against it.
-    Slow: every result is searched.
+    Slow: every result is searched. Kernels step aside, so an anomaly that goes away was made by a kernel.
     """
 
     def watch(name: str, values: Any, options: Any, out: Any) -> None:

@@ -12,7 +12,8 @@ A kernel has three functions, which travel together:
     vjp(residuals, g) -> tuple             the gradient of every argument, None for constants; for several
                                            outputs g is a list, None where nothing arrives
 
-Derivatives of higher order, and every case without a fitting kernel, go through the plain body.
+Derivatives of higher order, every case without a fitting kernel, and everything inside `profile` or
+`detect_anomaly` go through the plain body.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-from minitf.engine import MinitfError, Op, Tensor, Together, record, vjp
+from minitf.engine import STATE, MinitfError, Op, Tensor, Together, record, vjp
 
 Body = TypeVar("Body", bound=Callable[..., Any])
 
@@ -63,7 +64,8 @@ def kernelized(name: str) -> Callable[[Body], Body]:
 
         @functools.wraps(body)
         def operation(*args: Any, **options: Any) -> Any:
-            if _mode == "reference":
+            # Whoever watches operations (`profile`, `detect_anomaly`) sees those of the definition.
+            if _mode == "reference" or STATE.watch is not None:
                 return body(*args, **options)
             if options or inspect.Parameter.empty in defaults[len(args) :]:
                 bound = signature.bind(*args, **options)

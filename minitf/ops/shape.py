@@ -149,6 +149,8 @@ def pad(x: Like, pad_width: Sequence[tuple[int, int]], mode: str = "constant", v
     width = tuple((int(before), int(after)) for before, after in pad_width)
     if len(width) != x.ndim:
         raise ShapeError(f"pad: {len(width)} pairs for {x.ndim} axes")
+    if not width:
+        return copy(x)
     if mode == "constant":
         return pad_constant(x, width, value)
     if mode not in ("edge", "reflect", "wrap"):

@@ -22,8 +22,8 @@ class Optimizer:
     """What AdamW and SGD share: groups of parameters, scratch memory, and state that can be saved.
 
     Attributes:
-        groups: dictionaries with the key "params" and one key for each option. Options may be changed at any time.
-        state: what is remembered about each parameter: {"step": int, name: array of the parameter's shape, ...}.
+        groups: dictionaries with the key "params" and one key for each option. Options may be changed.
+        state: what is remembered about each parameter: {"step": int, name: array of its shape, ...}.
     """
 
     # Names of the arrays that are remembered for each parameter.
@@ -32,13 +32,15 @@ class Optimizer:
     def __init__(self, params: Params, defaults: dict[str, Any]):
         given = list(params)
         if not given:
-            raise ValueError("an optimiser needs at least one parameter; was model.parameters() already used up?")
-        groups = [dict(g) for g in given] if isinstance(given[0], Mapping) else [{"params": given}]
+            raise ValueError(
+                "an optimiser needs at least one parameter; was model.parameters() already used up?"
+            )
+        grouped: Any = given if isinstance(given[0], Mapping) else [{"params": given}]
         self.groups: list[dict[str, Any]] = []
         self.state: dict[Tensor, dict[str, Any]] = {}
         self._scratch: dict[Any, Array] = {}
         seen: set[Tensor] = set()
-        for group in groups:
+        for group in grouped:
             unknown = group.keys() - defaults.keys() - {"params"}
             if unknown or "params" not in group:
                 raise ValueError(
@@ -50,7 +52,9 @@ class Optimizer:
             for p in group["params"]:
                 _check_parameter(p)
                 if p in seen:
-                    raise ValueError(f"a parameter of shape {p.shape} is given twice: it would be updated twice a step")
+                    raise ValueError(
+                        f"a parameter of shape {p.shape} is given twice: it would be updated twice a step"
+                    )
                 seen.add(p)
             self.groups.append(group)
         if not seen:
@@ -99,8 +103,8 @@ class Optimizer:
         """The state of `p`, counted one step further; made of zeros at the first step."""
         state = self.state.get(p)
         if state is None:
-            zeros_like = array_module(p.data).zeros_like
-            state = self.state[p] = {"step": 0, **{name: zeros_like(p.data) for name in self.slots}}
+            zeros = array_module(p.data).zeros
+            state = self.state[p] = {"step": 0, **{name: zeros(p.shape, p.dtype) for name in self.slots}}
         for name in self.slots:
             # The parameter has moved or was converted since the last step: what is remembered follows.
             if state[name].dtype != p.dtype or device_of(state[name]) != p.device:
@@ -121,13 +125,16 @@ class Optimizer:
 
         Returns:
             {"groups": [{option: number, ...}, ...],
-             "state": {i: {"step": int, name: NumPy array, ...}, ...}}, where i counts the parameters in the order
-            of the groups; those never updated are absent.
+             "state": {i: {"step": int, name: NumPy array, ...}, ...}}
+            where i counts the parameters in the order of the groups. Those never updated are absent.
         """
         state = {}
         for i, p in enumerate(self.parameters()):
             if p in self.state:
-                state[i] = {k: np.array(to_device(v, "cpu")) if k in self.slots else v for k, v in self.state[p].items()}
+                state[i] = {
+                    k: np.array(to_device(v, "cpu")) if k in self.slots else v
+                    for k, v in self.state[p].items()
+                }
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.groups]
         return {"groups": groups, "state": state}
 
@@ -135,39 +142,50 @@ class Optimizer:
         """Take over what `state_dict` of an optimiser of the same parameters gave.
 
         Raises:
-            StateError: another number of groups or parameters, other options, or a wrong shape. Nothing has been
-                changed then.
+            StateError: another number of groups or parameters, other options, or a wrong shape. Nothing has
+                been changed then.
         """
         params = self.parameters()
         name = type(self).__name__
         if len(saved["groups"]) != len(self.groups):
-            raise StateError(f"{name} has {len(self.groups)} parameter groups, the state {len(saved['groups'])}")
-        for mine, other in zip(self.groups, saved["groups"], strict=True):
+            raise StateError(
+                f"{name} has {len(self.groups)} parameter groups, the state {len(saved['groups'])}"
+            )
+        options = [dict(group) for group in saved["groups"]]
+        for mine, other in zip(self.groups, options, strict=True):
             if mine.keys() - {"params"} != other.keys():
-                raise StateError(f"{name} has options {', '.join(mine)}, the state {', '.join(other)}: another optimiser")
-            self.check_options(dict(other))
+                raise StateError(
+                    f"{name} has options {', '.join(mine)}, the state {', '.join(other)}: another optimiser"
+                )
+            self.check_options(other)
         new: dict[Tensor, dict[str, Any]] = {}
         for i, entry in saved["state"].items():
             if not 0 <= int(i) < len(params):
-                raise StateError(f"the state has an entry for parameter {i}, {name} has {len(params)} parameters")
+                raise StateError(
+                    f"the state has an entry for parameter {i}, {name} has {len(params)} parameters"
+                )
             p = params[int(i)]
             if entry.keys() != {"step", *self.slots}:
-                raise StateError(f"{name} remembers step, {', '.join(self.slots)}; the state has {', '.join(entry)}")
+                raise StateError(
+                    f"{name} remembers step, {', '.join(self.slots)}; the state has {', '.join(entry)}"
+                )
             for slot in self.slots:
                 if entry[slot].shape != p.shape:
-                    raise StateError(f"{slot} of parameter {i} has shape {entry[slot].shape}, the parameter {p.shape}")
+                    raise StateError(
+                        f"{slot} of parameter {i} has shape {entry[slot].shape}, the parameter {p.shape}"
+                    )
             arrays = {slot: to_device(np.array(entry[slot], dtype=p.dtype), p.device) for slot in self.slots}
             new[p] = {"step": int(entry["step"]), **arrays}
         self.state = new
-        for mine, other in zip(self.groups, saved["groups"], strict=True):
+        for mine, other in zip(self.groups, options, strict=True):
             mine.update(other)
 
 
 def _check_parameter(p: Any) -> None:
     if not isinstance(p, Tensor):
         raise TypeError(
-            f"an optimiser takes parameters, not {type(p).__name__}; pass model.parameters(), or wrap the array: "
-            "mt.nn.Parameter(a)"
+            f"an optimiser takes parameters, not {type(p).__name__}; pass model.parameters(), or wrap the "
+            "array: mt.nn.Parameter(a)"
         )
     if not p.requires_grad or p.recipe is not None:
         reason = "does not require a gradient" if p.recipe is None else f"is the result of {p.recipe[0].name}"
@@ -176,7 +194,9 @@ def _check_parameter(p: Any) -> None:
             "pass model.parameters(), or wrap the array: mt.nn.Parameter(a)"
         )
     if p.dtype.kind == "c":
-        raise DTypeError("an optimiser takes real parameters: keep the real and the imaginary part as two parameters")
+        raise DTypeError(
+            "an optimiser takes real parameters: keep the real and the imaginary part as two parameters"
+        )
 
 
 class AdamW(Optimizer):
@@ -196,7 +216,8 @@ class AdamW(Optimizer):
         weight_decay: wd.
 
     Raises:
-        ValueError: no parameters, one given twice, or an option out of range. TypeError: something that is no parameter.
+        ValueError: no parameters, one given twice, or an option out of range.
+        TypeError: something that is no parameter.
     """
 
     slots = ("m", "v")
@@ -261,7 +282,8 @@ class SGD(Optimizer):
         weight_decay: wd.
 
     Raises:
-        ValueError: no parameters, one given twice, or an option out of range. TypeError: something that is no parameter.
+        ValueError: no parameters, one given twice, or an option out of range.
+        TypeError: something that is no parameter.
     """
 
     slots = ("u",)
@@ -274,7 +296,9 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        )
 
     @staticmethod
     def check_options(group: dict[str, Any]) -> None:

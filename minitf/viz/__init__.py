@@ -3,7 +3,8 @@
     mt.viz.loss_curve("runs/demo/log.csv", save="loss.png")
     mt.viz.attention_map(model.attention_maps(tokens), tokens="Call me Ishmael")
 
-Every function returns a matplotlib figure, writes it if `save` is given, and leaves matplotlib's own state alone.
+Every function returns a matplotlib figure, writes it if `save` is given, and leaves
+the state of matplotlib alone.
 """
 
 from .attention import attention_map, mask_picture

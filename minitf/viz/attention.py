@@ -40,15 +40,22 @@ def attention_map(
     if not layers:
         raise ShapeError("attention_map: the list of layers is empty; this model's mixers may have no maps")
     names = [f"layer {i}, head {j}" for i, layer in enumerate(layers) for j in range(len(layer))]
-    names = list(titles) if titles is not None else names if many else [f"head {j}" for j in range(len(layers[0]))]
+    names = (
+        list(titles)
+        if titles is not None
+        else names
+        if many
+        else [f"head {j}" for j in range(len(layers[0]))]
+    )
     count = sum(len(layer) for layer in layers)
     if len(names) != count:
         raise ShapeError(f"attention_map: {len(names)} titles for {count} maps")
     rows, columns = len(layers), max(len(layer) for layer in layers)
     longest = max(max(layer.shape[1:]) for layer in layers)
-    # Inches per map: enough for a label at each token, within what a page shows.
-    side = min(max(2.2, 0.16 * longest), 16 / columns if columns > 1 else 8.0)
-    picture = Picture(side * columns + 1.2, side * rows + 0.5 * rows + 0.3)
+    # Inches per map: enough for a label at each token, within what a page shows; and room for labels.
+    side = min(max(2.2, 0.16 * longest), max(2.2, 16 / columns), 8.0)
+    beside = 0.4 + 0.08 * max(map(len, readable_all(tokens)), default=0) if tokens is not None else 0.4
+    picture = Picture((side + beside) * columns + 1.2, (side + beside + 0.2) * rows + 0.3)
     grid = picture.subplots(rows, columns, squeeze=False)
     image, titled = None, iter(names)
     for row, layer in zip(grid, layers):
@@ -56,12 +63,14 @@ def attention_map(
             axes.set_axis_off()
         for axes, weight in zip(row, layer):
             # The square root keeps small weights visible beside a one.
-            image = axes.imshow(weight, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+            image = axes.imshow(
+                weight, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest"
+            )
             axes.set_title(next(titled), fontsize=10, parse_math=False)
             label(axes, weight.shape, tokens, side)
     for row in grid:
         row[0].set_ylabel("query (looks)")
-    for axes, layer in zip(grid[-1], layers[-1]):
+    for axes in grid[-1][: len(layers[-1])]:
         axes.set_xlabel("key (is looked at)")
     assert image is not None
     bar = picture.colorbar(image, ax=grid, fraction=0.03, pad=0.01, ticks=[0, 0.05, 0.2, 0.5, 1])
@@ -137,6 +146,8 @@ def label(axes: Axes, shape: tuple[int, int], tokens: Sequence[Any] | None, inch
     # Points per token, a little less than the pitch, so that neighbours do not touch.
     size = min(9.0, 0.8 * 72 * inches / len(names))
     turned = 90 if max(map(len, names)) > 1 else 0
-    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=turned, family="monospace", parse_math=False)
+    axes.set_xticks(
+        range(len(names)), names, fontsize=size, rotation=turned, family="monospace", parse_math=False
+    )
     axes.set_yticks(range(len(names)), names, fontsize=size, family="monospace", parse_math=False)
     axes.tick_params(length=0, pad=2)

@@ -21,7 +21,7 @@ def loss_curve(
     """Training and validation loss against the step, with nats on the left axis and bits on the right.
 
     Args:
-        history: a `log.csv`, the folder of a run that holds one, or rows with "step" and "loss" or "val_loss".
+        history: a `log.csv`, the folder of a run that holds one, or rows with "step", "loss", "val_loss".
         title: above the picture.
         save: where to write it.
 
@@ -39,17 +39,13 @@ def loss_curve(
         axes.plot(*zip(*train), color=BLUE, linewidth=1, alpha=0.35)
         axes.plot(*zip(*smooth(train)), color=BLUE, linewidth=1.8, label="training (running mean)")
     if validation:
-        axes.plot(*zip(*validation), color=ORANGE, linewidth=2, marker="o", markersize=4, label="validation")
-        last = validation[-1]
-        # Above and left of the last point, where a falling curve leaves room.
-        axes.annotate(
-            f"{last[1]:.3f} nats\n{last[1] / math.log(2):.3f} bits",
-            last, xytext=(0, 12), textcoords="offset points", ha="right", color=ORANGE, fontsize=9,
-        )  # fmt: skip
+        last = validation[-1][1]
+        words = f"validation (last: {last:.3f} nats = {last / math.log(2):.3f} bits)"
+        axes.plot(*zip(*validation), color=ORANGE, linewidth=2, marker="o", markersize=4, label=words)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    bits = axes.secondary_yaxis("right", functions=(lambda y: y / math.log(2), lambda y: y * math.log(2)))
+    bits = axes.secondary_yaxis("right", functions=(to_bits, to_nats))
     bits.set_ylabel("loss (bits per token)")
     axes.grid(color=PALE)
     axes.set_axisbelow(True)
@@ -58,6 +54,14 @@ def loss_curve(
     if title:
         axes.set_title(title, color=INK, parse_math=False)
     return picture.finish(save)
+
+
+def to_bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def to_nats(bits: Any) -> Any:
+    return bits * math.log(2)
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

@@ -48,7 +48,7 @@ def font() -> ft2font.FT2Font:
 
 
 def readable(token: Any) -> str:
-    """A token as an axis label: spaces and line ends become visible, characters without a picture their number."""
+    """A token as an axis label: spaces and line ends made visible, what the font lacks as U+number."""
     shown = {" ": "␣", "\n": "↵", "\t": "⇥"}
     return "".join(
         shown.get(c) or (c if c.isprintable() and font().get_char_index(ord(c)) else f"U+{ord(c):04X}")

@@ -1,0 +1,1 @@
+"""The commands of `minitf`, one file each, each with a click command named `command`."""

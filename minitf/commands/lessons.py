@@ -1,0 +1,67 @@
+"""`minitf lessons`: open the lessons in JupyterLab."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import click
+
+from minitf import MinitfError
+
+from .output import PIP, say
+
+# The folder that holds `minitf`, `lessons` and `pyproject.toml` in a checkout.
+ROOT = Path(__file__).parents[2]
+
+
+@click.command("lessons")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8888,
+    show_default=True,
+    help="Where the browser finds it.",
+)
+@click.option("--no-browser", is_flag=True, help="Do not open a browser; print the address.")
+def command(port: int, no_browser: bool) -> None:
+    """Open JupyterLab on the lessons. Stop it with Ctrl-C.
+
+    \b
+    Examples:
+      minitf lessons
+      minitf lessons --port 9000 --no-browser
+    """
+    folder = ROOT / "lessons"
+    if not folder.is_dir():
+        raise MinitfError(
+            "the lessons are in the repository, not in the installed package: clone it and run `make lessons`"
+        )
+    if util.find_spec("jupyterlab") is None:
+        raise MinitfError(f"JupyterLab is not installed; install it with: {install_command()}")
+    say(f"Opening {folder}; start with 00_tour.ipynb. Ctrl-C stops it.")
+    call = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        str(folder),
+        f"--port={port}",
+        *(["--no-browser"] if no_browser else []),
+    ]
+    try:
+        code = subprocess.call(call)
+    except KeyboardInterrupt:
+        code = 0
+    if code:
+        raise MinitfError(f"JupyterLab ended with exit code {code}; its own messages above say why")
+
+
+def install_command() -> str:
+    """What installs JupyterLab and what the lessons need, for this Python."""
+    return (
+        f"{PIP} --editable '{ROOT}[lessons]'"
+        if (ROOT / "pyproject.toml").exists()
+        else f"{PIP} 'minitf[lessons]'"
+    )

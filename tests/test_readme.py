@@ -1,0 +1,43 @@
+"""The README is true: its code runs and does what the text says, and what it links to exists."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_ten_lines() -> None:
+    code = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL).group(1)
+    assert len([line for line in code.splitlines() if line and not line.startswith("import")]) <= 10
+    printed, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        exec(code, names)
+    difference, gradients = printed.getvalue().split("\n", 1)
+    assert float(difference) <= 1e-15, f"streaming and parallel form differ by {difference}"
+    row = np.array(re.findall(r"[\d.]+", gradients), dtype=float)
+    assert np.all(row[:3] > 0.0) and np.all(row[3:] == 0.0), f"gradients are not causal: {row}"
+
+
+def test_links_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), f"README.md links to {target}, which does not exist"
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"\bmake ([a-z-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"the Makefile has no target {target}"
+
+
+def test_commands_exist() -> None:
+    from minitf.cli import main
+
+    for command in set(re.findall(r"`minitf ([a-z]+)", TEXT)):
+        assert command in main.commands if hasattr(main, "commands") else main.get_command(None, command), command
