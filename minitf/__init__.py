@@ -36,7 +36,7 @@ from .ops import arange, eye, full, linspace, ones, straight_through, zeros
 from .ops.kernels import BackendError, active, explain, use
 
 if TYPE_CHECKING:
-    from . import attention, blocks, catalogue, ffn, models, nn, tasks, testing, train, viz
+    from . import attention, blocks, catalogue, decode, ffn, models, nn, tasks, testing, train, viz
     from .models.files import load, save
     from .profile import profile
     from .registry import build
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Rooms, and names from rooms, that are imported on first use.
-_ROOMS = "attention blocks catalogue ffn models nn tasks testing train viz".split()
+_ROOMS = "attention blocks catalogue decode ffn models nn tasks testing train viz".split()
 _NAMES = {"build": "registry", "profile": "profile", "load": "models.files", "save": "models.files"}
 
 __all__ = [

@@ -117,30 +117,34 @@ def solve(out: Any, values: Any, options: Any) -> float:
     return math.prod(values[0].shape[:-2]) * 2 / 3 * n**3 + 2 * n * out.size
 
 
+ELEMENTWISE = """
+add subtract multiply divide negative pow reciprocal square sqrt rsqrt abs sign floor ceil round
+floor_divide remainder maximum minimum where exp expm1 log log1p log2 logaddexp sin cos tan asin acos
+atan atan2 sinh cosh tanh sigmoid softplus relu erf equal not_equal less less_equal greater greater_equal
+logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor bitwise_invert isfinite
+isnan
+"""
+REDUCTIONS = "sum mean prod max min argmax argmin any all cumsum cumprod"
+MOVES = """
+copy reshape permute_dims matrix_transpose broadcast_to flip roll concat_parts stack_parts pad_constant unfold
+astype_to to_device straight_through zeros_like ones_like one_hot getitem take_along_axis put_along_axis
+real imag conj complex checkpoint
+"""
+
 PRICES: dict[str, Price] = {
     # Elementwise operations: one for each element of the result.
-    **dict.fromkeys(
-        "add subtract multiply divide negative pow reciprocal square sqrt rsqrt abs sign floor ceil round "
-        "floor_divide remainder maximum minimum where exp expm1 log log1p log2 logaddexp sin cos tan asin acos "
-        "atan atan2 sinh cosh tanh sigmoid softplus relu erf equal not_equal less less_equal greater "
-        "greater_equal logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_xor "
-        "bitwise_invert isfinite isnan".split(),
-        each_output,
-    ),
+    **dict.fromkeys(ELEMENTWISE.split(), each_output),
     # Reductions and scans: one for each element of the argument.
-    **dict.fromkeys("sum mean prod max min argmax argmin any all cumsum cumprod".split(), each_input),
+    **dict.fromkeys(REDUCTIONS.split(), each_input),
     # maximum, subtract, exp, sum; then divide, or subtract the logarithm
     "logsumexp": each(4),
     "softmax_rows": each(5),
     "log_softmax": each(5),
     # What only moves, repeats or converts elements.
-    **dict.fromkeys(
-        "copy reshape permute_dims matrix_transpose broadcast_to flip roll concat_parts stack_parts "
-        "pad_constant unfold astype_to to_device straight_through zeros_like ones_like one_hot getitem "
-        "take_along_axis put_along_axis real imag conj complex checkpoint".split(),
-        free,
-    ),
-    **dict.fromkeys("fold scatter scatter_add".split(), added),
+    **dict.fromkeys(MOVES.split(), free),
+    "fold": added,
+    "scatter": added,
+    "scatter_add": added,
     "matmul": matmul,
     "einsum_pairs": einsum,
     "fft": fourier(5.0),
@@ -210,7 +214,9 @@ class Profile:
             PriceError: an operation that `PRICES` does not know.
         """
         if name not in PRICES:
-            raise PriceError(f"no price for operation {name!r}: give minitf.profile.PRICES a formula for its FLOPs")
+            raise PriceError(
+                f"no price for operation {name!r}: give minitf.profile.PRICES a formula for its FLOPs"
+            )
         first = out[0] if isinstance(out, tuple) else out
         made = [part for part in (out if isinstance(out, tuple) else (out,)) if part is not None]
         row = self._rows.setdefault(name, Row(name))
@@ -241,7 +247,12 @@ class Profile:
 
     def to_json(self) -> str:
         """Everything as JSON: totals, and a list of rows."""
-        totals = {"flops": self.flops, "bytes": self.bytes, "peak_bytes": self.peak_bytes, "calls": self.calls}
+        totals = {
+            "flops": self.flops,
+            "bytes": self.bytes,
+            "peak_bytes": self.peak_bytes,
+            "calls": self.calls,
+        }
         return json.dumps({**totals, "rows": [asdict(row) for row in self.rows]}, indent=2)
 
     def table(self) -> Table:

@@ -1,5 +1,6 @@
 """Counts that can be worked out by hand, and the memory that a backward pass holds."""
 
+import itertools
 import json
 import math
 from typing import Any
@@ -113,7 +114,9 @@ def test_results_are_data() -> None:
     with profile() as p:
         (leaf(2, 3) @ leaf(3, 4)).sum()
     data = json.loads(p.to_json())
-    assert data["flops"] == p.flops == 48 + 8 and data["bytes"] == p.bytes and data["peak_bytes"] == p.peak_bytes
+    assert (
+        data["flops"] == p.flops == 48 + 8 and data["bytes"] == p.bytes and data["peak_bytes"] == p.peak_bytes
+    )
     assert [r["name"] for r in data["rows"]] == ["matmul", "sum"] and data["rows"][0]["calls"] == 1
     text = str(p)
     assert "matmul" in text and "48" in text and "total" in text and f"{p.peak_bytes:,} bytes" in text
@@ -164,7 +167,7 @@ def backward_memory(retain: bool, depth: int = 6) -> tuple[int, int, int, list[i
 def test_backward_holds_nothing_longer_than_needed() -> None:
     peak, after_forward, end, live = backward_memory(retain=False)
     assert after_forward == 12 * SIZE + 8, "the forward pass keeps two results a layer, and the sum"
-    steps = [before - after for before, after in zip(live, live[1:], strict=False)]
+    steps = [before - after for before, after in itertools.pairwise(live)]
     assert all(step >= 2 * SIZE for step in steps[1:]), f"each layer undone frees its two results: {live}"
     # The gradient that arrives, and the one that a rule is making.
     assert peak - after_forward <= 2 * SIZE, "the backward pass holds more than one rule needs"
@@ -200,7 +203,9 @@ def test_checkpoint_saves_memory() -> None:
         return held, x.grad.numpy()
 
     (plain, g), (saved, g_saved) = peak(False), peak(True)
-    assert plain == 24 * SIZE and saved == 4 * SIZE, f"results held after the forward pass: {plain} and {saved}"
+    assert plain == 24 * SIZE and saved == 4 * SIZE, (
+        f"results held after the forward pass: {plain} and {saved}"
+    )
     assert np.array_equal(g, g_saved)
 
 

@@ -402,8 +402,9 @@ print({dtype: f"best step {h:.0e}" for dtype, h in best.items()})
 
 # %% [markdown]
 # A V. On the right the step is too long: the curve bends on the way. On the left it is too short: we
-# subtract two numbers that agree in almost all digits, and what is left is rounding. In float32 there is no
-# good step at all, which is why gradients are checked in float64, with $h$ between $10^{-6}$ and $10^{-5}$.
+# subtract two numbers that agree in almost all digits, and what is left is rounding. In float32 no
+# step gives more than five digits. That is why gradients are checked in float64, with $h$ between $10^{-6}$
+# and $10^{-5}$.
 #
 # **Exercise 3: write a gradient checker.** Move each element of `x` in turn, and return the largest
 # distance between the central difference and `gradient`. Leave `x` as it was.

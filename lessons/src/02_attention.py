@@ -373,7 +373,7 @@ picture
 #
 # `minitf/attention/softmax.py` has both forms, for all queries at once: `plain` and `online`. The second cell
 # measures what each needs: `mt.profile` counts the memory of all intermediate results at its peak, and the
-# operations.
+# operations. The online form saves memory, not operations.
 
 
 # %%
@@ -464,8 +464,8 @@ def check_merge():
 # change. So keep them: each new token adds one key and one value, and asks one query. In `minitf`, `start`
 # gives the empty cache and `step` takes one token. Token by token must equal all at once.
 #
-# The second cell counts the operations for the next token. Without a cache, the layer runs again on all $t$
-# tokens.
+# The second cell counts the operations for the token in place $t$. Without a cache, the layer runs again on
+# all $t$ tokens.
 
 # %%
 layer = mt.build("softmax_attention", dim=32, heads=4, position="rope", seed=0, dtype="float64")
@@ -494,7 +494,7 @@ picture = Picture(5, 2.4)
 axes = picture.subplots()
 axes.loglog(lengths, again, "o-", color=ORANGE, label="without a cache")
 axes.loglog(lengths, cached, "o-", color=BLUE, label="with a cache")
-axes.set(xlabel="tokens so far", ylabel="operations for the next")
+axes.set(xlabel="place of the token", ylabel="operations for it")
 axes.legend(fontsize=8)
 picture
 
@@ -768,7 +768,8 @@ Markdown(f"## What the papers say, what we measured\n\n| The paper says | We mea
 #   it easy?
 # - Merge two halves that have *both* seen nothing. What does your `merge` give, and what does the mask rule
 #   ask for?
-# - Plant a bug that `property_check` does not find. Which property would find it? Add it to `PROPERTIES`.
+# - Plant a bug that `property_check` does not find (think of large scores). Which property would find it? Add
+#   it to `PROPERTIES`.
 # - The entropy in section 4 is that of random vectors. Train the layer of section 3 and measure it again.
 #   Does training make attention sharper?
 # - A cache grows for ever. Keep only the last 8 keys in `cached_step`. What does the parallel form with the
@@ -776,6 +777,6 @@ Markdown(f"## What the papers say, what we measured\n\n| The paper says | We mea
 #
 # ## Where to go next
 #
-# Read `minitf/attention/softmax.py`: you have met almost every line of it. Its identities, at the end of the file,
-# are properties of the kind you checked here. Lesson `00_tour` shows the attention maps of a trained model,
-# and `mt.catalogue.find("*", kind="attention")` lists the kinds of attention that the library has.
+# Read `minitf/attention/softmax.py`: you have met almost every line of it. Its identities, at the end of the
+# file, are properties of the kind you checked here. Lesson `00_tour` shows the attention maps of a trained
+# model, and `mt.catalogue.find("*", kind="attention")` lists the kinds of attention that the library has.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .output import heading, say
 
 # What is trained. Chosen so that two cores reach a validation loss below 2 nats within three minutes.
 MODEL: dict[str, Any] = {"dim": 128, "depth": 4, "heads": 4, "context": 64}
-TRAINING: dict[str, Any] = {"batch": 16, "lr": 2e-3, "steps": 1500}
+TRAINING: dict[str, Any] = {"batch": 16, "lr": 3e-3, "steps": 800}
 PROMPTS = ("Call me Ishmael", "The white whale ")
 SENTENCE = "Call me Ishmael. Some years"
 TITLE = "Moby-Dick, character by character"
@@ -32,12 +33,13 @@ TITLE = "Moby-Dick, character by character"
 @click.option(
     "--backend", default="auto", show_default=True, help="Who computes: auto, reference, numba, ..."
 )
-@click.option("--force", is_flag=True, help="Train again where a run already is; the old one is lost.")
+@click.option("--force", is_flag=True, help="Replace a run that is there, instead of keeping it.")
 def command(out: Path, steps: int, seed: int, backend: str, force: bool) -> None:
     """Train a small language model on Moby-Dick, about three minutes on two cores.
 
     It writes before and after, and leaves in the folder: the model and its checkpoint, the loss curve
-    (loss.png), what each attention head looks at (attention.png), and the figures (report.json).
+    (loss.png), what each attention head looks at (attention.png), and the figures (report.json). A run
+    that is already there is kept: its folder gets a number.
 
     \b
     Examples:
@@ -49,11 +51,11 @@ def command(out: Path, steps: int, seed: int, backend: str, force: bool) -> None
 
     from .info import machine_line
     from .progress import watching
-    from .training import Run, Settings, losses, refuse_to_overwrite, shown
+    from .training import Run, Settings, holds_run, losses, shown
 
-    if not force:
-        refuse_to_overwrite(out, "")
-    # Fifteen validations: a curve that one can read, and little time.
+    if not force and holds_run(out):
+        say(f"The run that was in {out} is now in {set_aside(out)}.")
+    # Fifteen validations: a curve that one can read, at little cost.
     training = {**TRAINING, "steps": steps, "seed": seed, "eval_every": max(1, steps // 15)}
     with mt.use(backend):
         run = Run(Settings("moby", "", "char", backend, MODEL, training))
@@ -86,6 +88,12 @@ def command(out: Path, steps: int, seed: int, backend: str, force: bool) -> None
     say(f"Look at {out / 'loss.png'} (how it learned) and {out / 'attention.png'} (what its heads look at).")
     say(f"Let it write:     minitf sample {shown(out)} --prompt 'Call me' --tokens 500")
     say(f"Train it longer:  minitf train --resume --out {shown(out)} --steps {2 * steps}")
+
+
+def set_aside(out: Path) -> Path:
+    """Rename a folder to its name with the first free number: runs/demo becomes runs/demo-1."""
+    aside = next(path for n in count(1) if not (path := out.with_name(f"{out.name}-{n}")).exists())
+    return out.rename(aside)
 
 
 def draw(run: Any, history: Any, out: Path) -> None:

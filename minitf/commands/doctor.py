@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from importlib import import_module, metadata, util
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -304,7 +305,7 @@ def importable(name: str) -> bool:
 def numbers(version: str) -> tuple[int, int]:
     """(2, 1) of "2.1.0rc1"."""
     major, minor = version.split(".")[:2]
-    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+    return int(major), int("".join(takewhile(str.isdigit, minor)))
 
 
 def dotted(version: tuple[int, int]) -> str:

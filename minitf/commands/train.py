@@ -60,7 +60,7 @@ def numbers_and_names(options: dict[str, tuple[Any, Any, str]]) -> Callable[[Any
 @click.option("--task", default="moby", show_default=True, help="Data that ships with minitf.")
 @click.option(
     "--text",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="A UTF-8 text file to learn from, instead of --task.",
 )
 @click.option(
@@ -99,9 +99,10 @@ def command(
       minitf train --out runs/moby --resume
     """
     import minitf as mt
+    from minitf.train import TrainingError
 
     from .progress import watching
-    from .training import Run, last_loss, losses, refuse_to_overwrite, saved_settings, shown
+    from .training import Run, holds_run, last_loss, losses, saved_settings, shown
 
     def given(name: str) -> bool:
         return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -115,9 +116,11 @@ def command(
         settings = changed(saved_settings(out), settings, given)
         # Killed before its first checkpoint: there is nothing to go on from, but it is known how it began.
         resume = (out / "checkpoint.safetensors").exists()
-    elif not force:
-        hint = "" if not (out / "run.json").exists() else "--resume goes on with it, "
-        refuse_to_overwrite(out, hint)
+    elif not force and holds_run(out):
+        raise TrainingError(
+            f"{out} already holds a run: --resume goes on with it, --force loses it and starts anew; "
+            "or choose another --out"
+        )
     with mt.use(settings.backend):
         run = Run(settings)
         with watching(as_json) as on_event:

@@ -14,7 +14,7 @@ from minitf.decode import generate
 from minitf.models import Config, FileError, LanguageModel
 from minitf.models.files import read_json, reason
 from minitf.tasks import ByteTokenizer, CharTokenizer, load_moby
-from minitf.train import History, TextData, TrainConfig, TrainingError, fit, read_checkpoint
+from minitf.train import History, TextData, TrainConfig, fit, read_checkpoint
 
 TASKS: dict[str, Callable[[], str]] = {"moby": load_moby}
 TOKENIZERS: dict[str, Callable[[str], Any]] = {
@@ -127,14 +127,6 @@ def holds_run(out: Path) -> bool:
     except FileError:
         # Damaged, or not ours: for a person to decide.
         return True
-
-
-def refuse_to_overwrite(out: Path, hint: str) -> None:
-    """Raise TrainingError if `out` holds a run. `hint` names another way out."""
-    if holds_run(out):
-        raise TrainingError(
-            f"{out} already holds a run: {hint}--force loses it and starts anew, or choose another --out"
-        )
 
 
 def losses(nats: float | None) -> str:

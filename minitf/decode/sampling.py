@@ -62,7 +62,8 @@ def probabilities(
         ranked /= ranked.sum(axis=-1, keepdims=True)
     if top_p is not None and top_p < 1.0:
         # A token stays if those before it do not reach top_p yet.
-        before = np.cumsum(ranked, axis=-1) - ranked
+        before = np.zeros_like(ranked)
+        np.cumsum(ranked[..., :-1], axis=-1, out=before[..., 1:])
         ranked[before >= top_p] = 0.0
         ranked /= ranked.sum(axis=-1, keepdims=True)
     np.put_along_axis(p, order, ranked, axis=-1)
@@ -91,13 +92,11 @@ def sample_logits(
     elif rng is None:
         raise ValueError("sampling needs a generator: rng=np.random.default_rng(seed)")
     else:
-        # The first id whose cumulated probability exceeds u, with u uniform in [0, 1) of the whole.
+        # The first id whose cumulated probability exceeds u. A number below 1 times the total is below the
+        # total, in floating point too, so there is such an id; and its own probability is not zero.
         total = np.cumsum(p, axis=-1)
         u = rng.random(p.shape[:-1])[..., None] * total[..., -1:]
         ids = np.sum(total <= u, axis=-1)
-        # Rounding may put u at the very end: then the last id that is possible.
-        last = p.shape[-1] - 1 - np.argmax(p[..., ::-1] > 0.0, axis=-1)
-        ids = np.minimum(ids, last)
     return int(ids) if ids.ndim == 0 else ids.astype(np.int64)
 
 

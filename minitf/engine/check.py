@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .errors import MinitfError
-from .tape import F, Tensor
+from .state import F
+from .tape import Tensor
 from .transforms import vjp
 
 
@@ -65,8 +66,8 @@ def check_grad(
         error = abs(exact - numeric) / max(1.0, abs(numeric))
         if not error <= tolerance:
             raise GradientError(
-                f"order {level}: derivative {exact:.12g}, central difference {numeric:.12g}, relative error {error:.2g} "
-                f"above {tolerance:.0e}; shapes {[a.shape for a in args]}, seed={seed}"
+                f"order {level}: derivative {exact:.12g}, central difference {numeric:.12g}, relative error "
+                f"{error:.2g} above {tolerance:.0e}; shapes {[a.shape for a in args]}, seed={seed}"
             )
         worst = max(worst, error)
         f = slope

@@ -13,9 +13,10 @@ import numpy as np
 
 from .arrays import Array, device_of, to_device
 from .errors import DeviceError, DTypeError, GraphError, MinitfError, PositionError, ShapeError
+from .state import Op
 
 if TYPE_CHECKING:
-    from .tape import Op, Tensor
+    from .tape import Tensor
 
 
 def agree(op: Op, args: Sequence[Any], values: list[Any]) -> np.dtype[Any] | None:
@@ -72,7 +73,7 @@ def explained(op: Op, values: Sequence[Any], error: Exception) -> MinitfError | 
 
 
 def axes_that_differ(left: tuple[int, ...], right: tuple[int, ...], last: int = 1) -> str:
-    """The axes, counted from the last, that do not broadcast; `last` is the number of the shapes' last axis."""
+    """Name the axes, counted from the last, that do not broadcast; `last` is the number of the last."""
     pairs = enumerate(zip(left[::-1], right[::-1], strict=False), last)
     bad = [str(-i) for i, (m, n) in pairs if m != n and 1 not in (m, n)]
     return f"sizes differ on axis {', '.join(bad)} (counted from the last) and neither is 1" if bad else ""

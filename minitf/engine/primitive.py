@@ -11,7 +11,8 @@ import numpy as np
 
 from .arrays import SMALL, fingerprint
 from .rules import RULES
-from .tape import NOT_ARRAYS, STATE, F, Op, Tensor, next_order, record
+from .state import STATE, F, Op
+from .tape import NOT_ARRAYS, Tensor, next_order, record
 
 Body = TypeVar("Body", bound=Callable[..., Any])
 
@@ -26,9 +27,9 @@ ndarray, generic, asarray, new = np.ndarray, np.generic, np.asarray, Tensor.__ne
 def primitive(body: Body) -> Body:
     """Make an operation of `body`, under its name, with the derivative that `RULES` has for that name.
 
-    Given a tensor, the operation returns a tensor and records its recipe; given plain arrays only, it returns a
-    plain array, so that rules can use it in an ordinary backward. An operation without a rule is a constant to
-    differentiation.
+    Given a tensor, the operation returns a tensor and records its recipe; given plain arrays only, it returns
+    a plain array, so that rules can use it in an ordinary backward. An operation without a rule is a constant
+    to differentiation.
     """
     op = Op(body.__name__, body, RULES.get(body.__name__))
     signature = inspect.signature(body)
@@ -56,8 +57,8 @@ def primitive(body: Body) -> Body:
 def ufunc_operation(function: Callable[..., Any]) -> Callable[[Body], Body]:
     """Make an operation of a function of one or two arrays; the decorated function gives name and text.
 
-    Does what `primitive` does. Operators on small arrays spend their time here, so `record` is written out for
-    one and two arguments instead of a loop.
+    Does what `primitive` does. Operators on small arrays spend their time here, so `record` is written out
+    for one and two arguments instead of a loop.
     """
 
     def decorate(described: Body) -> Body:
@@ -111,7 +112,7 @@ def ufunc_operation(function: Callable[..., Any]) -> Callable[[Body], Body]:
                 simple = type(a) in NOT_ARRAYS
             else:
                 return plainly(a, b)
-            # What needs a second look (arrays among tensors, mixed types, errors, watching) goes the long way.
+            # What needs a second look (arrays among tensors, mixed types, errors) goes the long way.
             if not simple or STATE.watch is not None:
                 return record(op, (a, b), no_options)
             try:

@@ -7,7 +7,8 @@ of that argument:
 
 Rules use operators and our own operations only (`F`), on arrays in an ordinary backward and on tensors when
 the backward itself is to be differentiated. They never mention broadcasting: the walk sums a gradient down to
-the shape of its argument. `Each` is one rule for any number of arguments; `Together` gives all gradients at once.
+the shape of its argument. `Each` is one rule for any number of arguments; `Together` gives all gradients at
+once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, device_of, to_device
-from .tape import Each, F, Tensor, Together
+from .state import Each, F, Together
+from .tape import Tensor
 
 Rule = Any
 
@@ -128,16 +130,15 @@ def matmul_right(g: Any, y: Any, a: Any, b: Any) -> Any:
 def einsum_rule(i: int, g: Any, y: Any, *operands: Any, subscripts: str) -> Any:
     inputs, output = subscripts.split("->")
     labels = inputs.split(",")
-    others = [(s, x) for j, (s, x) in enumerate(zip(labels, operands, strict=True)) if j != i]
-    # A label that stands in operand i only was summed over: a vector of ones puts it back.
-    known = set(output).union(*(set(s) for s, _ in others))
-    lost = [c for c in labels[i] if c not in known]
-    sizes = dict(zip(labels[i], operands[i].shape, strict=True))
-    terms = [
-        (output, g),
-        *others,
-        *((c, beside(g, np.ones(sizes[c], dtype=operands[i].dtype))) for c in lost),
-    ]
+    terms = [(output, g), *((s, x) for j, (s, x) in enumerate(zip(labels, operands, strict=True)) if j != i)]
+    longest: dict[str, int] = {}
+    for s, x in terms:
+        longest.update({c: n for c, n in zip(s, x.shape, strict=True) if n != 1 or c not in longest})
+    # A label along which only operand i is long was summed over, or the others were stretched along it: a
+    # vector of ones does the same to the gradient.
+    for c, n in zip(labels[i], operands[i].shape, strict=True):
+        if c not in longest or longest[c] == 1 != n:
+            terms.append((c, beside(g, np.ones(n, dtype=operands[i].dtype))))
     return F.einsum_pairs(*(x for _, x in terms), subscripts=",".join(s for s, _ in terms) + "->" + labels[i])
 
 

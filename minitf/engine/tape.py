@@ -1,8 +1,8 @@
 """Tensor, record, walk: reverse-mode differentiation on a tape of recipes.
 
 Every operation that touches a tensor needing a gradient leaves a *recipe* on its output: which operation,
-with which arguments. `walk` goes through the recipes from the last to the first and asks one table (`rules.py`)
-for the derivative of each. No closure is stored, so the same table serves two modes:
+with which arguments. `walk` goes through the recipes from the last to the first and asks one table
+(`rules.py`) for the derivative of each. No closure is stored, so the same table serves two modes:
 
     plain     rules are called with arrays and give arrays: a fast ordinary backward
     recorded  rules are called with tensors and give tensors: their own recipes can be walked again,
@@ -17,26 +17,20 @@ as they are for real ones. What enters and leaves (`x.grad`) is dL/dRe + i dL/dI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
-from types import NoneType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import NoneType
+from typing import Any
 
 import numpy as np
 
 from .arrays import SMALL, Array, array_module, device_of, fingerprint, to_device
 from .errors import DTypeError, GraphError
 from .guards import agree, already_walked, changed_in_place, check_cotangent, explained
-
-# The operations by name, filled by `minitf.ops`. Rules look operations up here, so the engine imports nothing
-# that stands on it.
-F: Any = SimpleNamespace()
-
-# grad: whether recipes are recorded. walking: name of the operation whose rule is running, else None.
-# watch: None, or called as watch(name, values, options, output) after every operation.
-STATE = SimpleNamespace(grad=True, walking=None, watch=None)
+from .state import STATE, Each, F, Op, Together
+from .surface import Surface
 
 # Arguments that are certainly not arrays.
 NOT_ARRAYS = frozenset((int, float, bool, complex, str, tuple, NoneType))
@@ -45,38 +39,13 @@ NOT_ARRAYS = frozenset((int, float, bool, complex, str, tuple, NoneType))
 next_order = count(-1, -1).__next__
 
 
-class Op:
-    """One operation: its name, its body on plain arrays, and its rule from the table (None: a constant)."""
-
-    __slots__ = ("body", "name", "rule")
-
-    def __init__(self, name: str, body: Callable[..., Any], rule: Any = None):
-        self.name, self.body, self.rule = name, body, rule
-
-
-class Each(NamedTuple):
-    """A rule for any number of arguments, called as rule(i, g, y, *arguments) for each argument i in need."""
-
-    rule: Callable[..., Any]
-
-
-class Together(NamedTuple):
-    """A rule that gives all gradients at once, as a tuple: rule(needed, g, y, *arguments).
-
-    `needed` is the set of positions that want a gradient. If the operation has several outputs, `g` is a list,
-    `y` a tuple, and g[i] is None for an output that nothing depends on.
-    """
-
-    rule: Callable[..., Any]
-
-
 # Takes one output from an operation with several. `walk` knows how to undo it.
 PICK = Op("pick", lambda outputs, i: outputs[i])
 # The recipe of a tensor whose graph has been walked and let go.
-FREED = (Op("freed", lambda: None), (), {}, (), (), None)
+FREED: tuple[Any, ...] = (Op("freed", lambda: None), (), {}, (), (), None)
 
 
-class Tensor:
+class Tensor(Surface):
     """An array that remembers how it was made. Build one with `tensor`.
 
     Attributes:
@@ -98,32 +67,6 @@ class Tensor:
                 f"a tensor of {data.dtype} cannot require a gradient: only floating-point tensors "
                 "differentiate. Convert it first: mt.tensor(a, dtype='float32', requires_grad=True)"
             )
-
-    if TYPE_CHECKING:
-        # `minitf.ops.methods` attaches the operators and methods: x + y, x[0], x.sum(axis=-1) and so on.
-        def __getattr__(self, name: str) -> Any: ...
-        def __getitem__(self, index: Any) -> Tensor: ...
-        def __iter__(self) -> Iterator[Tensor]: ...
-        def __add__(self, other: Any) -> Tensor: ...
-        def __sub__(self, other: Any) -> Tensor: ...
-        def __mul__(self, other: Any) -> Tensor: ...
-        def __truediv__(self, other: Any) -> Tensor: ...
-        def __pow__(self, other: Any) -> Tensor: ...
-        def __matmul__(self, other: Any) -> Tensor: ...
-        def __neg__(self) -> Tensor: ...
-        def __radd__(self, other: Any) -> Tensor: ...
-        def __rsub__(self, other: Any) -> Tensor: ...
-        def __rmul__(self, other: Any) -> Tensor: ...
-        def __rtruediv__(self, other: Any) -> Tensor: ...
-        def __rpow__(self, other: Any) -> Tensor: ...
-        def __rmatmul__(self, other: Any) -> Tensor: ...
-        def __lt__(self, other: Any) -> Tensor: ...
-        def __le__(self, other: Any) -> Tensor: ...
-        def __gt__(self, other: Any) -> Tensor: ...
-        def __ge__(self, other: Any) -> Tensor: ...
-        def __and__(self, other: Any) -> Tensor: ...
-        def __or__(self, other: Any) -> Tensor: ...
-        def __invert__(self) -> Tensor: ...
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -201,62 +144,6 @@ class Tensor:
                 "mt.tensor(a, requires_grad=True), and compute outside mt.no_grad()"
             )
         walk([self], [cotangent_for(self, grad)], None, create_graph, retain_graph)
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        raise TypeError(
-            "tensors are values and cannot be assigned into: build a new one with mt.ops.where or "
-            "mt.ops.put_along_axis, or write to x.data before x is used"
-        )
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        return np.array(without_tensors(self, "np.asarray"), dtype=dtype, copy=copy)
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        # `array + tensor` arrives here and is recorded like `tensor + array`.
-        if method == "__call__" and not options and ufunc.__name__ in ARRAY_OPERATORS:
-            return getattr(F, ARRAY_OPERATORS[ufunc.__name__])(*inputs)
-        plain, options = without_tensors((inputs, options), f"np.{ufunc.__name__}")
-        return getattr(ufunc, method)(*plain, **options)
-
-    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
-        args, options = without_tensors((args, options), f"np.{function.__name__}")
-        return function(*args, **options)
-
-
-# The operation for each of NumPy's operators.
-ARRAY_OPERATORS = {
-    "add": "add",
-    "subtract": "subtract",
-    "multiply": "multiply",
-    "divide": "divide",
-    "floor_divide": "floor_divide",
-    "remainder": "remainder",
-    "power": "pow",
-    "matmul": "matmul",
-    "bitwise_and": "bitwise_and",
-    "bitwise_or": "bitwise_or",
-    "bitwise_xor": "bitwise_xor",
-    "equal": "equal",
-    "not_equal": "not_equal",
-    "less": "less",
-    "less_equal": "less_equal",
-    "greater": "greater",
-    "greater_equal": "greater_equal",
-}
-
-
-def without_tensors(a: Any, caller: str) -> Any:
-    """The arrays in place of the tensors inside `a`, for a NumPy function; refuses to cut a graph."""
-    if isinstance(a, Tensor):
-        if a.requires_grad:
-            raise TypeError(
-                f"{caller} on a tensor that requires a gradient would cut the graph silently: use the function "
-                "of mt.ops, or x.detach().numpy() for the plain array"
-            )
-        return a.numpy()
-    if isinstance(a, dict):
-        return {name: without_tensors(v, caller) for name, v in a.items()}
-    return type(a)([without_tensors(v, caller) for v in a]) if type(a) in (list, tuple) else a
 
 
 def tensor(a: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> Tensor:
@@ -356,7 +243,7 @@ def pick(bundle: Tensor, i: int) -> Tensor:
 
 
 def cotangent_for(y: Tensor, grad: Any) -> Any:
-    """Return the gradient that starts a backward pass at `y`: `grad` checked against `y`, or 1 for a scalar."""
+    """Return the gradient that starts a backward pass at `y`: `grad`, checked, or 1 for a scalar."""
     if grad is None:
         if y.data.size != 1:
             raise GraphError(
@@ -390,8 +277,8 @@ def walk(
     # Rules get tensors when their own operations must be recorded, or watched.
     on_tensors = create_graph or STATE.watch is not None
     stop = frozenset(inputs or ())
-    # What has arrived at each tensor so far. Tensors with a recipe also wait in `heap`, the last made first: when
-    # one is taken out, everything that used it has been walked, so its gradient is complete.
+    # What has arrived at each tensor so far. Tensors with a recipe also wait in `heap`, the last made first:
+    # when one is taken out, everything that used it has been walked, so its gradient is complete.
     grads: dict[Tensor, Any] = {}
     heap: list[tuple[int, Tensor]] = []
     for t, g in zip(roots, cotangents, strict=True):

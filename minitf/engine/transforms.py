@@ -12,7 +12,8 @@ import numpy as np
 
 from .arrays import array_module
 from .errors import AnomalyError, GraphError
-from .tape import STATE, F, Op, Tensor, Together, cotangent_for, next_order, record, tensor, walk
+from .state import STATE, F, Op, Together
+from .tape import Tensor, cotangent_for, next_order, record, tensor, walk
 
 Function = Callable[..., Any]
 
@@ -155,7 +156,7 @@ def jacobian(f: Function, argnums: int = 0) -> Function:
     """Return the function that gives the Jacobian of `f`: shape f(x).shape + x.shape, one backward a row.
 
     Raises:
-        GraphError: f does not give one tensor, or a complex one, whose Jacobian would need two rows an element.
+        GraphError: f does not give one tensor, or a complex one, which would need two rows for an element.
     """
 
     def run(*args: Any, **options: Any) -> Tensor:
@@ -186,11 +187,11 @@ def hvp(f: Function, x: Any, v: Any) -> Tensor:
 
 
 def checkpoint(f: Function) -> Function:
-    """Return `f` with its intermediate results forgotten after the forward pass and made again in the backward.
+    """Return `f` with its intermediate results forgotten after the forward pass and made again in the walk.
 
-    Saves memory for the time of one more forward pass. `f` gives one tensor. Tensors that `f` uses from outside
-    (the parameters of a model) get their gradients too. Generators among the arguments are rewound for the
-    second run.
+    Saves memory for the time of one more forward pass. `f` gives one tensor. Tensors that `f` uses from
+    outside (the parameters of a model) get their gradients too. Generators among the arguments are rewound
+    for the second run.
 
     Raises:
         GraphError: f does not give one tensor.
@@ -260,8 +261,8 @@ def detect_anomaly() -> Iterator[None]:
                 where = f"in the backward pass of {STATE.walking}, {name}" if STATE.walking else name
                 shapes = [f"{v.shape} {v.dtype}" for v in values if hasattr(v, "dtype")]
                 raise AnomalyError(
-                    f"{where} made the first {'NaN' if nan else 'infinity'}, from arguments {', '.join(shapes)}; "
-                    "look at their values just before this operation"
+                    f"{where} made the first {'NaN' if nan else 'infinity'}, from arguments "
+                    f"{', '.join(shapes)}; look at their values just before this operation"
                 )
         if before is not None:
             before(name, values, options, out)

@@ -4,7 +4,8 @@
     x = Block_i(x)           i = 0 .. depth-1
     h = Norm(x)              not after post-norm blocks, which end with a norm of their own
 
-Peri-norm blocks get one more norm, after the embedding. In training mode, dropout acts on what enters the blocks.
+Peri-norm blocks get one more norm, after the embedding. In training mode, dropout acts on what enters the
+blocks.
 """
 
 from __future__ import annotations

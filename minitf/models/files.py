@@ -127,7 +127,7 @@ def checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
     """The CRC-32 of all names, metadata and bytes."""
     crc = zlib.crc32(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(arrays):
-        crc = zlib.crc32(arrays[name].reshape(-1).view(np.uint8), zlib.crc32(name.encode(), crc))
+        crc = zlib.crc32(arrays[name].data, zlib.crc32(name.encode(), crc))
     return f"{crc:08x}"
 
 

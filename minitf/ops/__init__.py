@@ -3,7 +3,7 @@
 from minitf.engine import F as _F
 from minitf.engine import checkpoint, stop_gradient
 
-from . import methods as _methods
+from . import methods as _methods  # noqa: F401  (attaches the operators to Tensor)
 from .attention import (
     apply_weights,
     attention_logsumexp,

@@ -18,7 +18,7 @@ from .shape import matrix_transpose, reshape
 
 @functools.lru_cache(maxsize=64)
 def causal_mask(n_queries: int, n_keys: int) -> Array:
-    """Boolean (Nq, Nk): key j is visible to query i where j <= i + (Nk - Nq), so the last query sees every key."""
+    """Boolean (Nq, Nk): query i sees key j where j <= i + (Nk - Nq), so the last query sees every key."""
     mask = np.tri(n_queries, n_keys, n_keys - n_queries, dtype=bool)
     mask.setflags(write=False)
     return mask

@@ -1,5 +1,8 @@
 """Picking elements by position, putting them back, and sorting. Ties: the lower index wins."""
 
+# Bodies work on plain arrays; `primitive` makes of them operations on tensors, which is what the types say.
+# mypy: disable-error-code="empty-body, return-value"
+
 from __future__ import annotations
 
 from typing import Any
@@ -46,7 +49,7 @@ def scatter(x: Like, index: tuple[Any, ...], shape: tuple[int, ...]) -> Tensor:
 
 
 def add_rows(out: Array, ids: Array, rows: Array) -> None:
-    """out[ids] += rows, where an id may occur many times: sorted by id, then summed run by run, in input order."""
+    """out[ids] += rows, also where an id occurs many times: sorted by id, then summed run by run."""
     if not ids.size:
         return
     ids = ids.reshape(-1) % len(out)
@@ -78,7 +81,7 @@ def take_along_axis(x: Like, index: Like, axis: int = -1) -> Tensor:
 
 @primitive
 def put_along_axis(x: Like, index: Like, values: Like, axis: int = -1) -> Tensor:
-    """A copy of x with `values` at the positions `index` along `axis`. Positions must differ from each other."""
+    """A copy of x with `values` at the positions `index` along `axis`. No position may occur twice."""
     out = x.copy()
     out[along(index, axis, x.shape)] = values
     return out
@@ -94,7 +97,7 @@ def scatter_add(x: Like, index: Like, values: Like, axis: int = -1) -> Tensor:
 
 @primitive
 def argsort(x: Like, axis: int = -1, descending: bool = False) -> Tensor:
-    """The integer order that sorts x along `axis`; equal elements keep their order. A constant to differentiation."""
+    """The order that sorts x along `axis`; equal elements keep their order. A constant to differentiation."""
     if not descending:
         return np.argsort(x, axis=axis, kind="stable")
     # Sorting the reversed array keeps the lower index first among equals once reversed again.
@@ -108,7 +111,7 @@ def sort(x: Like, axis: int = -1, descending: bool = False) -> Tensor:
 
 
 def topk(x: Like, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
-    """The k largest elements along `axis` and their integer positions, largest first, lower index first among equals.
+    """The k largest elements along `axis` and their integer positions, largest first; ties by index.
 
     Raises:
         ValueError: k is negative or larger than the axis.

@@ -150,7 +150,7 @@ def unregister_backend(name: str) -> None:
 
 def choose(name: str, args: tuple[Any, ...]) -> tuple[Kernel | None, list[str]]:
     """The kernel that would run, or None and every reason against."""
-    reasons = []
+    reasons: list[str] = []
     plain = tuple(a.data if isinstance(a, Tensor) else a for a in args)
     for backend, module in backends().items():
         if _mode not in ("auto", "reference", backend):
@@ -166,8 +166,8 @@ def choose(name: str, args: tuple[Any, ...]) -> tuple[Kernel | None, list[str]]:
 class use:
     """Choose who computes the kernelized operations: `mt.use("auto")`, or `with mt.use("numba"): ...`.
 
-    "reference" runs the plain definitions, "auto" the first kernel that fits, else the definition. The name of a
-    backend means that backend only: where it has a kernel that cannot run, the operation raises with the reasons.
+    "reference" runs the plain definitions, "auto" the first kernel that fits, else the definition. The name
+    of a backend means that backend only: where its kernel cannot run, the operation raises with the reasons.
 
     Raises:
         BackendError: no such backend, or one that cannot run here.
@@ -213,7 +213,10 @@ def explain(operation: str, *args: Any, **options: Any) -> str:
     kernel, reasons = choose(operation, bound.args)
     reasons += [f"{name}: failed to import: {why}" for name, why in sorted(_failures.items())]
     if _mode == "reference":
-        first = f"{operation}: the plain definition runs, because the mode is 'reference' (mt.use('auto') lets kernels run)"
+        first = (
+            f"{operation}: the plain definition runs, because the mode is 'reference' "
+            "(mt.use('auto') lets kernels run)"
+        )
     elif kernel is not None:
         owner = next(n for n, m in backends().items() if m.KERNELS.get(operation) is kernel)
         first = f"{operation}: the kernel of {owner!r} runs"

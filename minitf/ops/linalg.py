@@ -1,5 +1,8 @@
 """Matrix products, einsum and decompositions. Leading axes are batch axes."""
 
+# Bodies work on plain arrays; `primitive` makes of them operations on tensors, which is what the types say.
+# mypy: disable-error-code="empty-body, return-value"
+
 from __future__ import annotations
 
 import math
@@ -24,7 +27,7 @@ def product(a: Array, b: Array) -> Array:
 
 @ufunc_operation(product)
 def matmul(a: Like, b: Like) -> Tensor:
-    """The matrix product (..., n, k) (..., k, m) -> (..., n, m); batch axes broadcast, vectors work as in NumPy."""
+    """Matrix product (..., n, k) (..., k, m) -> (..., n, m); batch axes broadcast; vectors as in NumPy."""
 
 
 @primitive
@@ -35,8 +38,8 @@ def einsum_pairs(*operands: Like, subscripts: str) -> Tensor:
 def einsum(subscripts: str, *operands: Like) -> Tensor:
     """Sum of products in Einstein's notation, for example einsum("bnd,dm->bnm", x, w).
 
-    Letters are axes; `...` stands for batch axes, which broadcast. Without "->" the result has the letters that
-    occur once, in alphabetical order. A letter repeated in one operand takes the diagonal.
+    Letters are axes; `...` stands for batch axes, which broadcast. Without "->" the result has the letters
+    that occur once, in alphabetical order. A letter repeated in one operand takes the diagonal.
 
     Raises:
         ShapeError: an operand has not as many axes as letters.
@@ -111,7 +114,7 @@ def cholesky(a: Like) -> Tensor:
 
 @primitive
 def qr(a: Like) -> Any:
-    """q (..., n, k) with orthonormal columns and upper triangular r (..., k, k) with q r = a (..., n, k), n >= k.
+    """q (..., n, k) with orthonormal columns and upper triangular r (..., k, k), with q r = a and n >= k.
 
     Raises:
         ShapeError: n < k, for which the factors have no gradient rule here.
@@ -125,7 +128,7 @@ def qr(a: Like) -> Any:
 def svd(a: Like) -> Any:
     """u (..., n, k), s (..., k) descending, vh (..., k, m) with u diag(s) vh = a (..., n, m), k = min(n, m).
 
-    The gradient needs distinct singular values, and is only meaningful for functions that do not depend on the
-    signs of the singular vectors.
+    The gradient needs distinct singular values, and is only meaningful for functions that do not depend on
+    the signs of the singular vectors.
     """
     return tuple(np.linalg.svd(a, full_matrices=False))

@@ -1,4 +1,4 @@
-"""Attaches operators and the common operations to `Tensor`, so that `x + y`, `x[0]`, `x.sum(axis=-1)` work."""
+"""Attaches operators and the common operations to `Tensor`: `x + y`, `x[0]`, `x.sum(axis=-1)`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .shape import concat, stack
 
 @kernelized("rope")
 def rope(x: Like, positions: Any, base: float = 10000.0, interleaved: bool = True) -> Tensor:
-    """Rotate pairs of coordinates by angles that grow with the position (RoFormer, Su et al., 2021, equation 34).
+    """Rotate pairs of coordinates by angles that grow with the position (Su et al., 2021, equation 34).
 
         angle = n * base^(-2j/d),   (a, b) -> (a cos - b sin, a sin + b cos)   for pair j of d/2
 

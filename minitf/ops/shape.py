@@ -1,5 +1,8 @@
 """Operations that move, join, repeat or cut elements, and constants."""
 
+# Bodies work on plain arrays; `primitive` makes of them operations on tensors, which is what the types say.
+# mypy: disable-error-code="empty-body, return-value"
+
 from __future__ import annotations
 
 import builtins
@@ -190,12 +193,12 @@ def tile(x: Like, repetitions: Sequence[int]) -> Tensor:
 
 def tril(x: Like, k: int = 0) -> Tensor:
     """Keep the lower triangle of the last two axes, up to diagonal k; zeros elsewhere."""
-    return where(np.tri(*x.shape[-2:], k=k, dtype=bool), x, 0)
+    return where(np.tri(x.shape[-2], x.shape[-1], k, dtype=bool), x, 0)
 
 
 def triu(x: Like, k: int = 0) -> Tensor:
     """Keep the upper triangle of the last two axes, from diagonal k; zeros elsewhere."""
-    return where(~np.tri(*x.shape[-2:], k=k - 1, dtype=bool), x, 0)
+    return where(~np.tri(x.shape[-2], x.shape[-1], k - 1, dtype=bool), x, 0)
 
 
 def diagonal(x: Like) -> Tensor:
@@ -223,8 +226,8 @@ def unfold(x: Like, size: int, axis: int = -1, step: int = 1, dilation: int = 1)
     reach = (size - 1) * dilation + 1
     if min(size, step, dilation) < 1 or reach > x.shape[axis]:
         raise ShapeError(
-            f"unfold: a window of size {size}, step {step} and dilation {dilation} (reach {reach}) does not fit "
-            f"axis {axis} of shape {x.shape}"
+            f"unfold: a window of size {size}, step {step} and dilation {dilation} (reach {reach}) does not "
+            f"fit axis {axis} of shape {x.shape}"
         )
     xp = array_module(x)
     windows = xp.lib.stride_tricks.sliding_window_view(x, reach, axis=axis)[..., ::dilation]
@@ -268,7 +271,7 @@ def to_device(x: Like, device: str) -> Tensor:
 
 @primitive
 def straight_through(hard: Like, soft: Like) -> Tensor:
-    """The value of `hard`, with the gradient going to `soft` as if it had been returned (Bengio et al., 2013)."""
+    """The value of `hard`, with the gradient of `soft` (Bengio et al., 2013)."""
     return hard
 
 

@@ -44,7 +44,7 @@ def conv(
         stride, dilation: one number, or one for each grid axis.
         padding: zeros on both sides, one number or one for each axis; "same" keeps the grid (at stride 1);
             "causal" puts all zeros before, so that an output sees no later input.
-        groups: input and output channels are cut into this many independent groups; groups = C_in is depthwise.
+        groups: channels in and out are cut into this many independent groups; groups = C_in is depthwise.
 
     Returns:
         (B, *out, C_out).
@@ -56,8 +56,8 @@ def conv(
     kernel, (c_group, c_out) = weight.shape[:axes], weight.shape[axes:]
     if x.ndim != axes + 2 or x.shape[-1] != c_group * groups or c_out % groups:
         raise ShapeError(
-            f"conv{axes}d: x {x.shape} must be (B, *grid, C_in), weight {weight.shape} (*kernel, C_in / groups, "
-            f"C_out), with groups={groups} dividing both numbers of channels"
+            f"conv{axes}d: x {x.shape} must be (B, *grid, C_in), weight {weight.shape} (*kernel, C_in / "
+            f"groups, C_out), with groups={groups} dividing both numbers of channels"
         )
     strides, dilations = as_tuple(stride, axes), as_tuple(dilation, axes)
     reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]

@@ -1,6 +1,6 @@
 """Training: optimisers, schedules, data, the loop, checkpoints and the log."""
 
-from .checkpoint import Progress, load_checkpoint, read_checkpoint, write_checkpoint
+from .checkpoint import Progress, holds_run, load_checkpoint, read_checkpoint, write_checkpoint
 from .clip import clip_grad_norm
 from .config import TrainConfig
 from .data import TextData
@@ -22,6 +22,7 @@ __all__ = [
     "clip_grad_norm",
     "evaluate",
     "fit",
+    "holds_run",
     "load_checkpoint",
     "read_checkpoint",
     "read_rows",

@@ -2,7 +2,7 @@
 
     model.{name}          parameters and buffers
     optimizer.{i}.{name}  what the optimiser remembers about parameter i
-    metadata              JSON: progress, the run's identity (model, training numbers, data), the optimiser's options
+    metadata              JSON: progress, identity (model, training numbers, data), the optimiser's options
 
 Written whole or not at all, with a checksum. Reading verifies everything before it changes anything.
 """
@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from minitf.models.files import FileError, arrays_to_bytes, read_arrays, write_atomic
+from minitf.models.files import WEIGHTS, FileError, arrays_to_bytes, read_arrays, write_atomic
 from minitf.nn import Module, StateError
 
 from .errors import TrainingError
 from .optim import Optimizer
 
+CHECKPOINT = "checkpoint.safetensors"
 FORMAT = "minitf checkpoint 1"
 # Training numbers that a resumed run may change: how long it takes and how often it saves.
 MAY_DIFFER = ("training.steps", "training.save_every")
@@ -122,6 +123,18 @@ def load_checkpoint(
     return Progress(**about["progress"])
 
 
+def holds_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether training anew in `folder` would lose something: a run beyond its start, or a model without a run."""
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        return (Path(folder) / WEIGHTS).exists()
+    try:
+        return read_checkpoint(path)[1]["progress"]["step"] > 0
+    except FileError:
+        # Damaged, or of another kind: for a person to decide.
+        return True
+
+
 def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """What differs between two dictionaries of JSON values, as phrases that start with the dotted name."""
     # Through JSON and back: tuples become lists, as they did in the file.
@@ -156,13 +169,3 @@ def _short(value: Any) -> str:
         return "not set"
     text = str(value)
     return text if len(text) <= 24 else text[:12] + "..."
-
-
-def has_checkpoint(path: Path) -> bool:
-    """Whether a run beyond its first step, or a file that cannot be read as a checkpoint, is at `path`."""
-    if not path.exists():
-        return False
-    try:
-        return read_checkpoint(path)[1]["progress"]["step"] > 0
-    except FileError:
-        return True

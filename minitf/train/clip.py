@@ -31,9 +31,9 @@ def clip_grad_norm(params: Iterable[Tensor], limit: float | None) -> float:
     grads = [p.grad.data for p in params if p.grad is not None]
     total = 0.0
     for g in grads:
-        flat = g.reshape(-1).astype(np.float64)
-        # Stays on the device that the gradient is on: the only wait for a GPU is the float() below.
-        total = total + array_module(g).dot(flat, flat)
+        # Not a dot product: its threads round in another order than one thread does. The sum stays where the
+        # gradient is: the only wait for a GPU is the float() below.
+        total = total + array_module(g).multiply(g, g, dtype=np.float64).sum()
     norm = math.sqrt(float(total))
     if limit is not None and math.isfinite(norm) and norm > limit:
         for g in grads:

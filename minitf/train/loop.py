@@ -26,15 +26,13 @@ from minitf.engine import no_grad
 from minitf.models.files import FileError, reason, save, write_atomic
 from minitf.nn import Module
 
-from .checkpoint import Progress, has_checkpoint, load_checkpoint, write_checkpoint
+from .checkpoint import CHECKPOINT, Progress, holds_run, load_checkpoint, write_checkpoint
 from .clip import clip_grad_norm
 from .config import TrainConfig
 from .data import Batch
 from .errors import TrainingError
 from .log import Log, Row
 from .optim import AdamW
-
-CHECKPOINT = "checkpoint.safetensors"
 
 Event = dict[str, Any]
 
@@ -93,7 +91,7 @@ def fit(
         config: the numbers of the run.
         out: a folder, made if need be.
         resume: go on from the checkpoint in `out`. Only `steps` and `save_every` may have changed.
-        overwrite: start anew even if `out` holds a run, which is lost.
+        overwrite: start anew even if `out` holds a run or a model, which is lost.
         extra_files: contents by name, for example {"tokenizer.json": tokenizer.to_json()}.
         on_event: called with dictionaries. All have "event", "step", "steps".
             "start"  parameters, resumed       "step"  the row of the log, best_val_loss, seconds_left
@@ -123,9 +121,10 @@ def fit(
             raise TrainingError(
                 f"{path} is at step {history.step}, beyond steps={config.steps}: ask for more steps"
             )
-    elif has_checkpoint(path) and not overwrite:
+    elif holds_run(folder) and not overwrite:
         raise TrainingError(
-            f"{folder} already holds a run: resume it, choose another folder, or say overwrite to lose it"
+            f"{folder} already holds a run or a model: resume the run, choose another folder, or say overwrite "
+            "to lose what is there"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +153,9 @@ def fit(
         history.rows = log.rows
         tell("start", parameters=model.count_parameters(), resumed=resume)
         if not resume:
-            # A full disk or a forbidden folder shows now, and not after an hour.
+            # A full disk or a forbidden folder shows now, and not after an hour. The checkpoint comes first, this
+            # once: a model without one is not ours to overwrite.
+            write_checkpoint(path, model, optimizer, history, identity)
             save_all()
         begin = time.perf_counter()
         try:

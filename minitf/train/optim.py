@@ -258,7 +258,7 @@ class AdamW(Optimizer):
         xp.add(v, s, out=v)
         # p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
         xp.sqrt(v, out=s)
-        xp.divide(s, math.sqrt(1.0 - b2**t), out=s)
+        xp.multiply(s, 1.0 / math.sqrt(1.0 - b2**t), out=s)
         xp.add(s, options["eps"], out=s)
         xp.divide(m, s, out=s)
         xp.multiply(s, lr / (1.0 - b1**t), out=s)

@@ -52,28 +52,40 @@ def attention_map(
         raise ShapeError(f"attention_map: {len(names)} titles for {count} maps")
     rows, columns = len(layers), max(len(layer) for layer in layers)
     longest = max(max(layer.shape[1:]) for layer in layers)
-    # Inches per map: enough for a label at each token, within what a page shows; and room for labels.
-    side = min(max(2.2, 0.16 * longest), max(2.2, 16 / columns), 8.0)
-    beside = 0.4 + 0.08 * max(map(len, readable_all(tokens)), default=0) if tokens is not None else 0.4
-    picture = Picture((side + beside) * columns + 1.2, (side + beside + 0.2) * rows + 0.3)
-    grid = picture.subplots(rows, columns, squeeze=False)
+    # Inches: a map has room for a label at each token, within what a page shows; labels stand outside.
+    side = min(max(2.2, 0.14 * longest), max(2.2, 16 / columns), 8.0)
+    outside = 0.5 + 0.08 * max(map(len, readable_all(tokens)), default=0) if tokens is not None else 0.7
+    gap, right, top = 0.3, 1.1, 0.4
+    width = outside + columns * (side + gap) + right
+    height = outside + rows * (side + gap) + top
+    # Placed by hand: matplotlib's own layout takes seconds where there are many labels.
+    picture = Picture(width, height, layout=None)
+    grid = picture.subplots(
+        rows, columns, squeeze=False,
+        gridspec_kw=dict(
+            left=outside / width, right=1 - right / width, bottom=outside / height, top=1 - top / height,
+            wspace=gap / side, hspace=gap / side,
+        ),
+    )  # fmt: skip
     image, titled = None, iter(names)
-    for row, layer in zip(grid, layers):
+    for i, (row, layer) in enumerate(zip(grid, layers)):
         for axes in row[len(layer) :]:
             axes.set_axis_off()
-        for axes, weight in zip(row, layer):
+        for j, (axes, weight) in enumerate(zip(row, layer)):
             # The square root keeps small weights visible beside a one.
-            image = axes.imshow(
-                weight, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest"
-            )
-            axes.set_title(next(titled), fontsize=10, parse_math=False)
-            label(axes, weight.shape, tokens, side)
-    for row in grid:
-        row[0].set_ylabel("query (looks)")
-    for axes in grid[-1][: len(layers[-1])]:
-        axes.set_xlabel("key (is looked at)")
+            norm = PowerNorm(0.5, vmin=0, vmax=1)
+            image = axes.imshow(weight, cmap="Blues", norm=norm, interpolation="nearest", aspect="auto")
+            axes.set_title(next(titled), fontsize=10, pad=3, parse_math=False)
+            # The lowest map of a column has labels below it, the first of a row labels on its left.
+            lowest = i == rows - 1 or j >= len(layers[i + 1])
+            label(axes, weight.shape, tokens, side, bottom=lowest, left=j == 0)
+            if j == 0:
+                axes.set_ylabel("query (looks)")
+            if lowest:
+                axes.set_xlabel("key (is looked at)")
     assert image is not None
-    bar = picture.colorbar(image, ax=grid, fraction=0.03, pad=0.01, ticks=[0, 0.05, 0.2, 0.5, 1])
+    place = (1 - (right - 0.15) / width, outside / height, 0.15 / width, 1 - (outside + top) / height)
+    bar = picture.colorbar(image, cax=picture.add_axes(place), ticks=[0, 0.05, 0.2, 0.5, 1])
     bar.set_label("attention weight")
     return picture.finish(save)
 
@@ -136,18 +148,24 @@ def maps_of(layer: Any) -> np.ndarray[Any, Any]:
     return maps
 
 
-def label(axes: Axes, shape: tuple[int, int], tokens: Sequence[Any] | None, inches: float) -> None:
-    """Write the tokens along both axes, or leave the numbers where there are none."""
+def label(
+    axes: Axes,
+    shape: tuple[int, int],
+    tokens: Sequence[Any] | None,
+    inches: float,
+    bottom: bool = True,
+    left: bool = True,
+) -> None:
+    """Write the tokens below and on the left, or leave the numbers where there are none."""
+    axes.tick_params(labelbottom=bottom, labelleft=left)
     if tokens is None:
         return
     if shape != (len(tokens), len(tokens)):
         raise ShapeError(f"{len(tokens)} tokens do not label a map of {shape[0]} queries and {shape[1]} keys")
     names = readable_all(tokens)
     # Points per token, a little less than the pitch, so that neighbours do not touch.
-    size = min(9.0, 0.8 * 72 * inches / len(names))
+    style: Any = dict(fontsize=min(9.0, 0.8 * 72 * inches / len(names)), family="monospace", parse_math=False)
     turned = 90 if max(map(len, names)) > 1 else 0
-    axes.set_xticks(
-        range(len(names)), names, fontsize=size, rotation=turned, family="monospace", parse_math=False
-    )
-    axes.set_yticks(range(len(names)), names, fontsize=size, family="monospace", parse_math=False)
+    axes.set_xticks(range(len(names)) if bottom else [], names if bottom else [], rotation=turned, **style)
+    axes.set_yticks(range(len(names)) if left else [], names if left else [], **style)
     axes.tick_params(length=0, pad=2)

@@ -20,8 +20,8 @@ DPI = 150
 class Picture(Figure):
     """A matplotlib figure that notebooks show by itself, without pyplot and its list of open figures."""
 
-    def __init__(self, width: float, height: float, **options: Any):
-        super().__init__(figsize=(width, height), layout="constrained", facecolor="white", **options)
+    def __init__(self, width: float, height: float, layout: Any = "constrained"):
+        super().__init__(figsize=(width, height), layout=layout, facecolor="white")
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

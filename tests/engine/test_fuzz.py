@@ -1,8 +1,8 @@
 """Random programs, drawn from the whole operation table, against an independent oracle.
 
-A program is a chain of lines `v3 = ops.matmul(v0, v2)`, each with its twin in torch. Where torch is installed,
-values, gradients and second derivatives are compared with it; elsewhere gradients are compared with central
-differences. The test's id says which. A failure prints the program as code that reproduces it.
+A program is a chain of lines `v3 = ops.matmul(v0, v2)`, each with its twin in torch. Where torch is
+installed, values, gradients and second derivatives are compared with it; elsewhere gradients are compared
+with central differences. The test's id says which. A failure prints the program as code that reproduces it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,15 @@ def axis(rng: np.random.Generator, shape: Shape) -> dict[str, Any] | None:
     count = [1] * len(shape)
     count[i] = shape[i]
     held = [1.0 + (0 < j < shape[i] - 1) for j in range(shape[i])]
-    return dict(axis=i, n=shape[i], keep=bool(rng.integers(2)), one=tuple(one), shape=shape, held=held, count=tuple(count))
+    return dict(
+        axis=i,
+        n=shape[i],
+        keep=bool(rng.integers(2)),
+        one=tuple(one),
+        shape=shape,
+        held=held,
+        count=tuple(count),
+    )
 
 
 def wide(rng: np.random.Generator, shape: Shape) -> dict[str, Any] | None:
@@ -79,7 +87,9 @@ def some(rng: np.random.Generator, shape: Shape) -> dict[str, Any] | None:
     flat = [n for pair in reversed(width) for n in pair]
     perm = tuple(int(i) for i in rng.permutation(len(shape)))
     dims = tuple(range(len(shape)))
-    return dict(perm=perm, other=(*shape[::-1], 1), more=(2, *shape), width=width, flat=flat, shape=shape, dims=dims)
+    return dict(
+        perm=perm, other=(*shape[::-1], 1), more=(2, *shape), width=width, flat=flat, shape=shape, dims=dims
+    )
 
 
 def longer(rng: np.random.Generator, shape: Shape) -> dict[str, Any] | None:
@@ -96,27 +106,36 @@ NEAR_ONE_TORCH = "torch.tanh({a}) * 0.1 + torch.eye({n}, {m}) * torch.arange(1.0
 
 LINES = [
     *(same(s) for s in (
-        "{a} + {b}", "{a} - {b}", "{a} * {b}", "{a} / (1.5 + {b} * {b})", "-{a}", "{a} ** 3", "{a} ** 2.0 - {a} ** 0",
+        "{a} + {b}", "{a} - {b}", "{a} * {b}", "{a} / (1.5 + {b} * {b})", "-{a}", "{a} ** 3",
+        "{a} ** 2.0 - {a} ** 0",
         "({a} * {a} + 0.5) ** lib.tanh({b})", "lib.reciprocal(1.5 + {a} * {a})", "lib.square({a})",
         "lib.sqrt(lib.abs({a}) + 0.5)", "lib.rsqrt({a} * {a} + 0.5)", "lib.abs({a})", "lib.maximum({a}, {b})",
-        "lib.minimum({a}, {b})", "lib.where({a} > 0.1, {a}, {b})", "lib.clip({a}, -0.5, 1.5)", "lib.exp(lib.tanh({a}))",
-        "lib.expm1(lib.tanh({a}))", "lib.log(lib.abs({a}) + 0.5)", "lib.log1p({a} * {a})", "lib.log2({a} * {a} + 0.5)",
+        "lib.minimum({a}, {b})", "lib.where({a} > 0.1, {a}, {b})", "lib.clip({a}, -0.5, 1.5)",
+        "lib.exp(lib.tanh({a}))",
+        "lib.expm1(lib.tanh({a}))", "lib.log(lib.abs({a}) + 0.5)", "lib.log1p({a} * {a})",
+        "lib.log2({a} * {a} + 0.5)",
         "lib.logaddexp({a}, {b})", "lib.sin({a})", "lib.cos({a})", "lib.tan(0.5 * lib.tanh({a}))",
         "lib.asin(0.9 * lib.tanh({a}))", "lib.acos(0.9 * lib.tanh({a}))", "lib.atan({a})",
-        "lib.atan2({a}, {b} * {b} + 0.5)", "lib.sinh(lib.tanh({a}))", "lib.cosh(lib.tanh({a}))", "lib.tanh({a})",
-        "lib.erf({a})", "lib.sigmoid({a})", "lib.relu({a})", "lib.abs(lib.complex({a} + {b} * 0.0, 2.0 + {b} + {a} * 0.0))",
+        "lib.atan2({a}, {b} * {b} + 0.5)", "lib.sinh(lib.tanh({a}))", "lib.cosh(lib.tanh({a}))",
+        "lib.tanh({a})",
+        "lib.erf({a})", "lib.sigmoid({a})", "lib.relu({a})",
+        "lib.abs(lib.complex({a} + {b} * 0.0, 2.0 + {b} + {a} * 0.0))",
     )),
     Line("ops.softplus({a})", "torch.nn.functional.softplus({a})"),
     Line("ops.gelu({a})", "torch.nn.functional.gelu({a})"),
     Line("ops.silu({a})", "torch.nn.functional.silu({a})"),
     Line("ops.copy({a})", "{a}.clone()"),
-    Line("ops.straight_through(ops.round({a}), {a})", "{a} + (torch.round({a}) - {a}).detach()", differentiable=False),
+    Line("ops.straight_through(ops.round({a}), {a})",
+    "{a} + (torch.round({a}) - {a}).detach()", differentiable=False),
     Line("ops.stop_gradient({a}) * {a}", "{a}.detach() * {a}", differentiable=False),
-    Line("ops.real(ops.astype({a}, 'complex128') * (1.0 + 2.0j))", "({a}.to(torch.complex128) * (1.0 + 2.0j)).real"),
+    Line("ops.real(ops.astype({a}, 'complex128') * (1.0 + 2.0j))",
+    "({a}.to(torch.complex128) * (1.0 + 2.0j)).real"),
     Line("ops.to_device({a}, 'cpu') * 1.5", "{a}.to('cpu') * 1.5"),
     # Reductions and scans.
-    *(Line(f"ops.{o}({{a}}, axis={{axis}}, keepdims={{keep}})", f"torch.{t}({{a}}, dim={{axis}}, keepdim={{keep}})", axis)
-      for o, t in dict(sum="sum", mean="mean", prod="prod", max="amax", min="amin", logsumexp="logsumexp").items()),
+    *(Line(f"ops.{o}({{a}}, axis={{axis}}, keepdims={{keep}})",
+           f"torch.{t}({{a}}, dim={{axis}}, keepdim={{keep}})", axis)
+      for o, t in [("sum", "sum"), ("mean", "mean"), ("prod", "prod"), ("max", "amax"), ("min", "amin"),
+                   ("logsumexp", "logsumexp")]),
     *(Line(f"ops.{o}({{a}})", f"torch.{o}({{a}})") for o in ("sum", "mean", "prod", "max", "min")),
     *(Line(f"ops.{o}({{a}}, axis={{axis}})", f"torch.{o}({{a}}, dim={{axis}})", axis)
       for o in ("softmax", "log_softmax", "cumsum", "cumprod")),
@@ -129,17 +148,20 @@ LINES = [
     Line("ops.flip({a})", "torch.flip({a}, {dims})", some),
     Line("ops.roll({a}, 2, axis={axis})", "torch.roll({a}, 2, dims={axis})", axis),
     Line("ops.concat([{a}, {a} * {a}], axis={axis})", "torch.cat([{a}, {a} * {a}], dim={axis})", axis),
-    Line("ops.stack([{a}, ops.sin({a})], axis={axis})", "torch.stack([{a}, torch.sin({a})], dim={axis})", axis),
+    Line("ops.stack([{a}, ops.sin({a})], axis={axis})",
+    "torch.stack([{a}, torch.sin({a})], dim={axis})", axis),
     Line("ops.pad({a}, {width}, value=0.5)", "torch.nn.functional.pad({a}, {flat}, value=0.5)", longer),
     Line("ops.unfold({a}, 2, axis={axis})", "{a}.unfold({axis}, 2, 1)", wide),
-    Line("ops.fold(ops.unfold({a}, 2, {axis}), {shape}, {axis})", "{a} * torch.tensor({held}).reshape({count})", wide),
+    Line("ops.fold(ops.unfold({a}, 2, {axis}), {shape}, {axis})",
+    "{a} * torch.tensor({held}).reshape({count})", wide),
     # Picking and putting.
     same("{a}[..., ::2]", longer),
     same("{a}[-1]", longer),
     Line("{a}[..., np.array([0, -1, 0])]", "{a}[..., torch.tensor([0, -1, 0])]", longer),
     same("{a}[{a} > 0]", longer),
     Line("ops.sort({a}, axis={axis})", "torch.sort({a}, dim={axis}, stable=True).values", axis),
-    Line("ops.topk({a}, 1, axis={axis})[0]", "torch.sort({a}, dim={axis}, descending=True, stable=True).values"
+    Line("ops.topk({a}, 1, axis={axis})[0]",
+    "torch.sort({a}, dim={axis}, descending=True, stable=True).values"
          ".narrow({axis}, 0, 1)", axis),
     Line("ops.put_along_axis({a}, np.zeros({one}, int), ops.sum({b}), axis={axis})",
          "{a}.scatter({axis}, torch.zeros({one}, dtype=torch.int64), torch.sum({b}).expand({one}))", axis),
@@ -159,10 +181,13 @@ LINES = [
     Line(f"ops.qr({NEAR_ONE})[1]", f"torch.linalg.qr({NEAR_ONE_TORCH})[1]", tall),
     Line(f"ops.svd({NEAR_ONE})[1]", f"torch.linalg.svd({NEAR_ONE_TORCH}, full_matrices=False)[1]", tall),
     Line(f"(lambda u, s, v: ops.matmul(u, v))(*ops.svd({NEAR_ONE}))",
-         f"(lambda u, s, v: torch.matmul(u, v))(*torch.linalg.svd({NEAR_ONE_TORCH}, full_matrices=False))", tall),
+         f"(lambda u, s, v: torch.matmul(u, v))(*torch.linalg.svd({NEAR_ONE_TORCH}, full_matrices=False))",
+         tall),
     # Fourier transforms and complex numbers.
-    Line("ops.real(ops.fft({a}, axis={axis}) * (1.0 + 0.5j))", "(torch.fft.fft({a}, dim={axis}) * (1.0 + 0.5j)).real", axis),
-    Line("ops.imag(ops.conj(ops.ifft({a}, axis={axis})))", "torch.imag(torch.conj(torch.fft.ifft({a}, dim={axis})))", axis),
+    Line("ops.real(ops.fft({a}, axis={axis}) * (1.0 + 0.5j))",
+    "(torch.fft.fft({a}, dim={axis}) * (1.0 + 0.5j)).real", axis),
+    Line("ops.imag(ops.conj(ops.ifft({a}, axis={axis})))",
+    "torch.imag(torch.conj(torch.fft.ifft({a}, dim={axis})))", axis),
     Line("ops.irfft(ops.rfft({a}, axis={axis}) * (0.5 + 1.0j), {n}, axis={axis})",
          "torch.fft.irfft(torch.fft.rfft({a}, dim={axis}) * (0.5 + 1.0j), n={n}, dim={axis})", axis),
 ]  # fmt: skip
@@ -270,7 +295,9 @@ def torch_run(p: Program) -> tuple[dict[str, Any], list[np.ndarray], list[np.nda
 
 def close(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> bool:
     scale = max(1.0, float(np.max(np.abs(theirs), initial=0.0)))
-    return ours.shape == theirs.shape and bool(np.max(np.abs(ours - theirs), initial=0.0) <= tolerance * scale)
+    return ours.shape == theirs.shape and bool(
+        np.max(np.abs(ours - theirs), initial=0.0) <= tolerance * scale
+    )
 
 
 def compare(p: Program) -> None:
@@ -291,7 +318,9 @@ def compare(p: Program) -> None:
     for name, v in names.items():
         if isinstance(v, Tensor):
             theirs = np.asarray(expected[name].detach())
-            assert close(v.numpy(), theirs, 1e-9), f"{name} is {v.numpy()}, torch says {theirs}\nThe program:\n{p}"
+            assert close(v.numpy(), theirs, 1e-9), (
+                f"{name} is {v.numpy()}, torch says {theirs}\nThe program:\n{p}"
+            )
     for order, (ours, theirs) in enumerate(zip(derivatives(names["loss"], leaves), orders, strict=True), 1):
         for i, (g, h) in enumerate(zip(ours, theirs, strict=True)):
             # Every order loses some digits where functions bend sharply.
@@ -320,10 +349,12 @@ def test_programs_cover_the_table_of_derivatives() -> None:
 
 
 def test_a_wrong_rule_is_caught_and_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oracle can fail: with a sine whose slope is 1 % off, some program must differ, and be shown as code."""
+    """The oracle can fail: with a sine whose slope is 1 % off, some program differs, and is shown as code."""
     from minitf.engine import OPS
 
     monkeypatch.setattr(OPS["sin"], "rule", (lambda g, y, x: 1.01 * g * ops.cos(x),))
-    with pytest.raises(AssertionError, match=r"(?s)The program:.*import numpy as np.*v0 = tensor.*loss\.backward\(\)"):
+    with pytest.raises(
+        AssertionError, match=r"(?s)The program:.*import numpy as np.*v0 = tensor.*loss\.backward\(\)"
+    ):
         for seed in range(5):
             compare(program(seed, 3))

@@ -60,7 +60,15 @@ def test_comparisons_and_matmul_both_ways() -> None:
 def test_constants_follow_the_precision_of_the_tensor() -> None:
     x = tensor([1.0, 2.0], dtype="float32", requires_grad=True)
     wide = np.array([1.0, 2.0])
-    for y in (x * wide, wide + x, x * 2, 2.0 / x, x * np.float64(3), np.float64(3) * x, ops.where(wide > 1, x, wide)):
+    for y in (
+        x * wide,
+        wide + x,
+        x * 2,
+        2.0 / x,
+        x * np.float64(3),
+        np.float64(3) * x,
+        ops.where(wide > 1, x, wide),
+    ):
         assert y.dtype == np.float32, f"{y!r} should have stayed float32"
         y.sum().backward()
         assert x.grad.dtype == np.float32
@@ -76,11 +84,15 @@ def test_precisions_of_tensors_do_not_mix() -> None:
 
 def test_shape_errors_name_operation_shapes_and_axes() -> None:
     x, y = tensor(np.ones((2, 3, 4))), tensor(np.ones((2, 5, 1)))
-    with pytest.raises(ShapeError, match=r"add: shapes \(2, 3, 4\) and \(2, 5, 1\) do not fit: sizes differ on axis -2"):
+    with pytest.raises(
+        ShapeError, match=r"add: shapes \(2, 3, 4\) and \(2, 5, 1\) do not fit: sizes differ on axis -2"
+    ):
         x + y
     with pytest.raises(ValueError, match=r"multiply: shapes \(3,\) and \(2, 3, 4\) .* axis -1"):
         np.ones(3) * x
-    with pytest.raises(ShapeError, match=r"matmul: .*\(2, 3, 4\).*\(2, 5, 1\).* axis -1 of the first has size 4, axis -2"):
+    with pytest.raises(
+        ShapeError, match=r"matmul: .*\(2, 3, 4\).*\(2, 5, 1\).* axis -1 of the first has size 4, axis -2"
+    ):
         x @ y
     with pytest.raises(ShapeError, match=r"matmul: .* batch sizes differ on axis -3"):
         x @ np.ones((5, 4, 2))
@@ -115,11 +127,22 @@ def test_only_floats_can_require_a_gradient() -> None:
 
 def test_numpy_functions_refuse_to_cut_the_graph() -> None:
     x = tensor([1.0, 2.0], requires_grad=True)
-    for call in (np.exp, np.sum, np.asarray, np.linalg.norm, lambda t: np.concatenate([t, t]), lambda t: np.add(t, 1, out=np.ones(2))):
+    for call in (
+        np.exp,
+        np.sum,
+        np.asarray,
+        np.linalg.norm,
+        lambda t: np.concatenate([t, t]),
+        lambda t: np.add(t, 1, out=np.ones(2)),
+    ):
         with pytest.raises(TypeError, match=r"cut the graph silently.*mt\.ops"):
             call(x)
     y = x.detach()
-    assert np.array_equal(np.exp(y), np.exp([1.0, 2.0])) and np.sum(y) == 3.0 and np.allclose([y, y], [[1, 2], [1, 2]])
+    assert (
+        np.array_equal(np.exp(y), np.exp([1.0, 2.0]))
+        and np.sum(y) == 3.0
+        and np.allclose([y, y], [[1, 2], [1, 2]])
+    )
     assert np.asarray(y).dtype == float and np.linalg.norm(y) == np.sqrt(5.0)
 
 
@@ -141,7 +164,13 @@ def test_keyword_tensors_are_seen() -> None:
 
 def test_fingerprints() -> None:
     rng = np.random.default_rng(0)
-    for a in (rng.random(5), rng.random((300, 70)), rng.random((70, 300)).T, rng.random((9, 600))[:, ::2], np.broadcast_to(1.0, (50, 50))):
+    for a in (
+        rng.random(5),
+        rng.random((300, 70)),
+        rng.random((70, 300)).T,
+        rng.random((9, 600))[:, ::2],
+        np.broadcast_to(1.0, (50, 50)),
+    ):
         before = fingerprint(a)
         assert before == fingerprint(a) and len(before) <= 2048
         b = a.copy()
@@ -179,7 +208,9 @@ def test_devices_do_not_mix(pretended_gpu: None) -> None:
     x, here = tensor([1.0, 2.0], device="cuda", requires_grad=True), tensor([1.0, 2.0])
     assert x.device == "cuda" and here.device == "cpu" and type(x.data) is Elsewhere
     for call in (lambda: x + here, lambda: here * x, lambda: ops.matmul(x, here)):
-        with pytest.raises(DeviceError, match=r"tensors on cpu and cuda do not mix; move one of them, with x\.to"):
+        with pytest.raises(
+            DeviceError, match=r"tensors on cpu and cuda do not mix; move one of them, with x\.to"
+        ):
             call()
     with pytest.raises(DeviceError, match="the gradient is on cpu, the tensor on cuda"):
         (x * 2.0).backward(here)

@@ -1,4 +1,4 @@
-"""Functions of functions, up to third order, nested in every way that could mix up which variable is which."""
+"""Functions of functions, up to third order, nested in the ways that could mix up which variable is which."""
 
 import math
 from typing import Any
@@ -28,7 +28,9 @@ X = RNG.standard_normal(3)
 def test_grad_and_value() -> None:
     value, g = value_and_grad(lambda x: (x * x).sum())(X)
     assert value.item() == float((X * X).sum()) and np.array_equal(g.numpy(), 2 * X)
-    assert not value.requires_grad and not g.requires_grad, "a result outside any differentiation is a constant"
+    assert not value.requires_grad and not g.requires_grad, (
+        "a result outside any differentiation is a constant"
+    )
 
 
 def test_argnums() -> None:
@@ -50,7 +52,11 @@ def test_functions_that_do_not_fit() -> None:
         grad(lambda x: x * 2.0)(X)
     with pytest.raises(GraphError, match="not float"):
         grad(lambda x: 1.0)(X)
-    for name, call in (("vjp", lambda f: vjp(f, X)), ("jacobian", lambda f: jacobian(f)(X)), ("checkpoint", lambda f: checkpoint(f)(X))):
+    for name, call in (
+        ("vjp", lambda f: vjp(f, X)),
+        ("jacobian", lambda f: jacobian(f)(X)),
+        ("checkpoint", lambda f: checkpoint(f)(X)),
+    ):
         with pytest.raises(GraphError, match=f"{name} needs a function that returns one tensor, not tuple"):
             call(lambda x: (x, x))
     with pytest.raises(GraphError, match="jacobian needs a real function"):

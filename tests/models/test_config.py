@@ -94,13 +94,15 @@ def test_unknown_fields() -> None:
 def test_every_named_part_builds(model) -> None:
     for part, kinds in (("attention", ("attention", "mixer")), ("ffn", ("ffn",)), ("block", ("block",)),
                         ("norm", ("norm",)), ("position", ("position",))):  # fmt: skip
-        for name in [n for n, (own, _) in mt.registry.names().items() if mt.registry.index()[own]["kind"] in kinds]:
+        for name in [
+            n for n, (own, _) in mt.registry.names().items() if mt.registry.index()[own]["kind"] in kinds
+        ]:
             built = model(Config(vocab=5, context=4, dim=8, depth=1, heads=2, **{part: name}))
             y = built(np.zeros((1, 4), dtype=int))
             assert np.all(np.isfinite(y.data)), f"{part}={name!r} gives NaN or infinity"
 
 
-# ---------------------------------------------------- parts that cannot do what is asked: stand-ins for later variants
+# ------------------------------ parts that cannot do what is asked: stand-ins for later variants
 
 
 class Plain(mt.nn.Module):
@@ -123,7 +125,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, cls) -> None:
     found = backbone.variant_class
     build = backbone.build
     monkeypatch.setattr(backbone, "variant_class", lambda n: cls if n == name else found(n))
-    monkeypatch.setattr(backbone, "build", lambda n, dim, **o: cls(dim, **known(cls, o)) if n == name else build(n, dim, **o))
+    monkeypatch.setattr(
+        backbone, "build", lambda n, dim, **o: cls(dim, **known(cls, o)) if n == name else build(n, dim, **o)
+    )
 
 
 def known(cls, options: dict) -> dict:
@@ -135,7 +139,9 @@ def known(cls, options: dict) -> dict:
 def test_a_mixer_without_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "softmax", PlainCausal)
     for position in ("rope", "alibi"):
-        with pytest.raises(ValueError, match=f"takes no position scheme, so position='{position}' cannot act.*'learned'"):
+        with pytest.raises(
+            ValueError, match=f"takes no position scheme, so position='{position}' cannot act.*'learned'"
+        ):
             LanguageModel(Config(vocab=5, position=position))
     for position in ("none", "learned", "sinusoidal"):
         LanguageModel(Config(vocab=5, position=position))(np.array([[1, 2]]))
@@ -183,7 +189,9 @@ def test_blocks_of_another_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_of_the_parts() -> None:
-    config = Config(vocab=5, dim=8, heads=2, depth=1, attention_options={"head_dim": 6}, ffn_options={"act": "relu"})
+    config = Config(
+        vocab=5, dim=8, heads=2, depth=1, attention_options={"head_dim": 6}, ffn_options={"act": "relu"}
+    )
     shapes = {name: a.shape for name, a in LanguageModel(config).state_dict().items()}
     assert shapes["blocks.0.mixer.wq.weight"] == (8, 12), "attention_options did not reach the mixer"
     with pytest.raises(TypeError, match=r"does not take span; it takes: heads"):

@@ -63,7 +63,9 @@ def test_padding_changes_nothing(lengths: list[int], block: str, position: str, 
     for row, n in enumerate(lengths):
         alone = tokens[row : row + 1, :n]
         error = max(distance(model(alone).data[0], h[row, :n]), distance(pooled(alone).data[0], z[row]))
-        assert error <= 1e-12, f"a sequence of {n} and {7 - n} padding differs from itself alone by {error:.2g}"
+        assert error <= 1e-12, (
+            f"a sequence of {n} and {7 - n} padding differs from itself alone by {error:.2g}"
+        )
 
 
 def test_the_mean_is_over_real_tokens() -> None:
@@ -73,7 +75,9 @@ def test_the_mean_is_over_real_tokens() -> None:
     h = plain(tokens, mask=real).data
     mean = np.stack([h[i, real[i]].mean(axis=0) for i in range(3)])
     expected = mean @ model.head.weight.data + model.head.bias.data
-    assert distance(model(tokens, mask=real).data, expected) <= 1e-12, "the logits are not those of the mean real token"
+    assert distance(model(tokens, mask=real).data, expected) <= 1e-12, (
+        "the logits are not those of the mean real token"
+    )
     everything = model(tokens, mask=np.ones((3, 7), dtype=bool)).data
     assert distance(everything, model(tokens).data) <= 1e-12, "a mask of True only must change nothing"
 
@@ -84,14 +88,18 @@ def test_a_sequence_of_padding_only() -> None:
     y = model(tokens, mask=real)
     assert distance(y.data[1], model.head.bias.data) <= 1e-12, "padding only is pooled to zeros"
     model.loss(tokens, np.array([0, 1, 2]), mask=real).backward()
-    assert all(np.all(np.isfinite(p.grad.data)) for p in model.parameters()), "padding only must give finite gradients"
+    assert all(np.all(np.isfinite(p.grad.data)) for p in model.parameters()), (
+        "padding only must give finite gradients"
+    )
 
 
 def test_loss_by_hand() -> None:
     model, tokens, labels = build(classes=4), tokens_of(), np.array([2, 0, 3])
     z = model(tokens).data
     expected = np.mean([math.log(sum(math.exp(v) for v in z[i])) - z[i, labels[i]] for i in range(3)])
-    assert abs(model.loss(tokens, labels).item() - expected) <= 1e-12, "the loss is not the mean cross entropy in nats"
+    assert abs(model.loss(tokens, labels).item() - expected) <= 1e-12, (
+        "the loss is not the mean cross entropy in nats"
+    )
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -99,7 +107,12 @@ def test_gradients(block: str) -> None:
     model = build(classes=3, block=block, dim=4, position="learned", context=3, vocab=5)
     tokens, labels = tokens_of(n=3) % 5, np.array([2, 0, 1])
     real = np.arange(3) < np.array([3, 2, 1])[:, None]
-    places = [(module, name) for module in model.modules() for name, v in vars(module).items() if isinstance(v, mt.nn.Parameter)]
+    places = [
+        (module, name)
+        for module in model.modules()
+        for name, v in vars(module).items()
+        if isinstance(v, mt.nn.Parameter)
+    ]
     values = [getattr(module, name).data for module, name in places]
 
     def loss(*weights):
@@ -116,7 +129,9 @@ def test_names_and_seeds() -> None:
     assert names["head.weight"].shape == (8, 4) and names["head.bias"].shape == (4,)
     assert "head.weight" not in build().state_dict(), "without classes there is no head"
     one, same = build(classes=4).state_dict(), build(classes=4).state_dict()
-    assert all(np.array_equal(one[name], same[name]) for name in one), "one seed must give one encoder, to the bit"
+    assert all(np.array_equal(one[name], same[name]) for name in one), (
+        "one seed must give one encoder, to the bit"
+    )
 
 
 def test_attention_maps_hide_padding() -> None:
@@ -141,7 +156,9 @@ def test_errors() -> None:
     model, tokens = build(), tokens_of()
     with pytest.raises(TypeError, match="must be boolean"):
         model(tokens, mask=np.ones((3, 7)))
-    with pytest.raises(mt.ShapeError, match=r"the mask must be \(B, N\) like the tokens \(3, 7\), not \(7,\)"):
+    with pytest.raises(
+        mt.ShapeError, match=r"the mask must be \(B, N\) like the tokens \(3, 7\), not \(7,\)"
+    ):
         model(tokens, mask=np.ones(7, dtype=bool))
     with pytest.raises(ValueError, match=r"10 tokens.*context is 9"):
         model(tokens_of(n=10))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
-import resource
-import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import minitf as mt
 from minitf.models import Config, Encoder, FileError, LanguageModel
-from minitf.models.files import STALE, arrays_to_bytes, read_arrays, write_atomic
+from minitf.models.files import read_arrays
 
 SMALL = Config(vocab=11, context=8, dim=8, depth=2, heads=2)
 
@@ -35,11 +31,7 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def temporaries(folder: Path) -> list[str]:
-    return [name for name in os.listdir(folder) if name.endswith(".tmp")]
-
-
-# ------------------------------------------------------------------------------------------------ round trip
+# ---------------------------------------------------------------------------------------- round trip
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -48,7 +40,13 @@ def temporaries(folder: Path) -> list[str]:
     [
         {},
         {"tied": False, "block": "post", "position": "learned", "norm": "layernorm", "ffn": "gelu"},
-        {"block": "peri", "attention": "mqa", "position": "alibi", "bias": False, "attention_options": {"head_dim": 2}},
+        {
+            "block": "peri",
+            "attention": "mqa",
+            "position": "alibi",
+            "bias": False,
+            "attention_options": {"head_dim": 2},
+        },
         {"block": "parallel", "position": "sinusoidal", "ffn": "relu2", "ffn_hidden": 5, "dropout": 0.25},
     ],
 )
@@ -57,11 +55,15 @@ def test_round_trip_is_exact_to_the_bit(tmp_path: Path, dtype: str, options: dic
     model = LanguageModel(Config.from_dict(config), seed=1, dtype=dtype)
     mt.save(model, tmp_path / "new" / "folder")
     again = mt.load(tmp_path / "new" / "folder")
-    assert type(again) is LanguageModel and again.config == model.config, "load gave another config than was saved"
+    assert type(again) is LanguageModel and again.config == model.config, (
+        "load gave another config than was saved"
+    )
     assert same_weights(again, model), f"weights changed on their way through the file ({options}, {dtype})"
     if dtype != "float16":
         tokens = np.arange(16).reshape(2, 8) % 11
-        assert np.array_equal(again.eval()(tokens).data, model.eval()(tokens).data), "the loaded model computes something else"
+        assert np.array_equal(again.eval()(tokens).data, model.eval()(tokens).data), (
+            "the loaded model computes something else"
+        )
 
 
 @pytest.mark.parametrize("classes", [None, 3])
@@ -78,9 +80,9 @@ def test_weights_stored_in_another_order_in_memory(tmp_path: Path) -> None:
     weight = model.blocks[0].mixer.wq.weight
     weight.data = np.asfortranarray(weight.data)
     mt.save(model, tmp_path)
-    assert np.array_equal(load_file(tmp_path / "model.safetensors")["blocks.0.mixer.wq.weight"], weight.data), (
-        "a Fortran-ordered weight was written wrongly"
-    )
+    assert np.array_equal(
+        load_file(tmp_path / "model.safetensors")["blocks.0.mixer.wq.weight"], weight.data
+    ), "a Fortran-ordered weight was written wrongly"
 
 
 def test_the_files_are_plain(saved: Path) -> None:
@@ -88,7 +90,9 @@ def test_the_files_are_plain(saved: Path) -> None:
     assert json.loads((saved / "config.json").read_text())["config"]["dim"] == 8
     modes = {(saved / name).stat().st_mode & 0o777 for name in os.listdir(saved)}
     (saved / "other").write_text("")
-    assert modes == {(saved / "other").stat().st_mode & 0o777}, "files must have the permissions of any new file"
+    assert modes == {(saved / "other").stat().st_mode & 0o777}, (
+        "files must have the permissions of any new file"
+    )
 
 
 def test_saving_again_replaces(saved: Path) -> None:
@@ -108,7 +112,7 @@ def test_other_modules_cannot_be_saved(tmp_path: Path) -> None:
         mt.save(mt.nn.Linear(2, 2), tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------- bad weights
+# --------------------------------------------------------------------------------------- bad weights
 
 
 def flip(path: Path) -> None:
@@ -231,7 +235,9 @@ def test_bad_weights(saved: Path, damage, words: str, monkeypatch: pytest.Monkey
     with pytest.raises(FileError, match=words) as caught:
         mt.load(saved)
     message = str(caught.value)
-    assert "model.safetensors" in message and "\n" not in message, f"one sentence that names the file, not: {message}"
+    assert "model.safetensors" in message and "\n" not in message, (
+        f"one sentence that names the file, not: {message}"
+    )
     assert isinstance(caught.value, mt.MinitfError) and isinstance(caught.value, OSError)
     assert not (saved / "unpickled").exists(), "a pickle must never be executed"
 
@@ -243,7 +249,7 @@ def test_bfloat16_says_so(tmp_path: Path) -> None:
         read_arrays(tmp_path / "x")
 
 
-# ------------------------------------------------------------------------------------------------ bad config
+# ---------------------------------------------------------------------------------------- bad config
 
 
 def config_with(**changes):
@@ -268,9 +274,15 @@ def config_with(**changes):
         (lambda path: path.write_text("[" * 100_000), "nested too deeply"),
         (lambda path: path.write_text('{"model_type": "llama"}'), "does not describe a minitf model"),
         (lambda path: path.write_text('{"model": [], "config": {}}'), "does not describe a minitf model"),
-        (lambda path: path.write_text('{"model": "language_model", "config": 3}'), "does not describe a minitf model"),
+        (
+            lambda path: path.write_text('{"model": "language_model", "config": 3}'),
+            "does not describe a minitf model",
+        ),
         (lambda path: path.write_text('{"model": "language_model", "config": {}}'), "needs vocab"),
-        (lambda path: path.write_text(path.read_text().replace('"model":', '"classes": 2, "model":')), "unknown keys: classes"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"model":', '"classes": 2, "model":')),
+            "unknown keys: classes",
+        ),
         (config_with(dept=3), "no field 'dept'; did you mean 'depth'"),
         (config_with(banana=3), "no field 'banana'; the fields are: vocab"),
         (config_with(attention="sofmax"), "the closest are: softmax"),
@@ -289,7 +301,9 @@ def test_bad_config(saved: Path, damage, words: str) -> None:
     with pytest.raises(FileError, match=words) as caught:
         mt.load(saved)
     message = str(caught.value)
-    assert "config.json" in message and "\n" not in message, f"one sentence that names the file, not: {message}"
+    assert "config.json" in message and "\n" not in message, (
+        f"one sentence that names the file, not: {message}"
+    )
 
 
 def test_the_folder_itself(tmp_path: Path) -> None:
@@ -300,104 +314,3 @@ def test_the_folder_itself(tmp_path: Path) -> None:
         mt.load(tmp_path / "file")
     with pytest.raises(FileError, match=r"cannot make the folder .*file"):
         mt.save(LanguageModel(SMALL), tmp_path / "file")
-
-
-# --------------------------------------------------------------------------------------- writing that fails
-
-
-def fail_with(code: int):
-    def fail(*args, **options):
-        raise OSError(code, os.strerror(code))
-
-    return fail
-
-
-@pytest.mark.parametrize(
-    ("call", "code", "words"),
-    [
-        ("fsync", errno.ENOSPC, "the disk is full"),
-        ("fsync", errno.EDQUOT, "quota"),
-        ("fsync", errno.EIO, "nput/output error"),
-        ("replace", errno.EACCES, "no permission"),
-        ("replace", errno.EPERM, "no permission"),
-        ("replace", errno.EROFS, "read-only"),
-    ],
-)
-def test_a_failed_save_loses_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int, words: str) -> None:
-    before = {name: (saved / name).read_bytes() for name in os.listdir(saved)}
-    monkeypatch.setattr(os, call, fail_with(code))
-    with pytest.raises(FileError, match=words) as caught:
-        mt.save(LanguageModel(SMALL, seed=9), saved)
-    monkeypatch.undo()
-    assert "model.safetensors" in str(caught.value), "the message must name the file"
-    assert {name: (saved / name).read_bytes() for name in os.listdir(saved)} == before, "a failed save changed the folder"
-
-
-def test_a_write_that_stops_half_way(saved: Path) -> None:
-    before = {name: (saved / name).read_bytes() for name in os.listdir(saved)}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The system refuses to let any file grow beyond 1 KiB.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    try:
-        with pytest.raises(FileError, match="larger than this system allows"):
-            mt.save(LanguageModel(SMALL, seed=9), saved)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert {name: (saved / name).read_bytes() for name in os.listdir(saved)} == before, "a failed save changed the folder"
-
-
-def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomic(tmp_path / "x", b"abc")
-    assert os.listdir(tmp_path) == [], "an interrupted write must leave nothing"
-
-
-def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
-    old, fresh, other = (tmp_path / name for name in (".x.1.tmp", ".x.2.tmp", ".y.1.tmp"))
-    for path in (old, fresh, other):
-        path.write_text("half")
-    for path in (old, other):
-        os.utime(path, (time.time() - 2 * STALE,) * 2)
-    write_atomic(tmp_path / "x", b"abc")
-    assert sorted(os.listdir(tmp_path)) == [".x.2.tmp", ".y.1.tmp", "x"], "only old temporaries of this file may go"
-    assert (tmp_path / "x").read_bytes() == b"abc"
-
-
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="no such file or folder"):
-        write_atomic(tmp_path / "missing" / "x", b"")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="a part of the path is a file"):
-        write_atomic(tmp_path / "file" / "x", b"")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(FileError, match="it is a folder"):
-        write_atomic(tmp_path / "folder", b"")
-    assert temporaries(tmp_path) == [], "a failed write must leave no temporary file"
-
-
-def test_a_file_that_may_not_be_read(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The super-user may read everything, so the refusal is simulated.
-    monkeypatch.setattr("builtins.open", fail_with(errno.EACCES))
-    with pytest.raises(FileError, match=r"model\.safetensors: no permission"):
-        read_arrays(saved / "model.safetensors")
-
-
-def test_a_link_to_a_model_loads(saved: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(saved)
-    assert same_weights(mt.load(tmp_path / "link"), mt.load(saved))
-    shutil.rmtree(saved)
-    with pytest.raises(FileError, match="not a folder"):
-        mt.load(tmp_path / "link")
-
-
-def test_checksum_covers_the_metadata(tmp_path: Path) -> None:
-    data = arrays_to_bytes({"a": np.ones(2)}, {"note": "one"})
-    (tmp_path / "x").write_bytes(data)
-    assert read_arrays(tmp_path / "x")[1] == {"note": "one"}, "the metadata must come back as given"
-    (tmp_path / "x").write_bytes(data.replace(b"one", b"two"))
-    with pytest.raises(FileError, match="damaged"):
-        read_arrays(tmp_path / "x")

@@ -1,4 +1,4 @@
-"""GPT-2 in its published layout: frozen logits of the `transformers` implementation, and files that do not fit."""
+"""GPT-2 in its published layout: frozen logits from `transformers`, and files that do not fit."""
 
 from __future__ import annotations
 
@@ -95,14 +95,18 @@ def test_half_precision_becomes_single(folder: Path) -> None:
     model = load_gpt2(folder)
     assert {p.dtype for p in model.parameters()} == {np.dtype(np.float32)}
     error = np.max(np.abs(model(EXPECTED["tokens"]).data - EXPECTED["exact"]))
-    assert error <= 0.1, f"float16 weights change the logits by {error:.2g}, more than their rounding explains"
+    assert error <= 0.1, (
+        f"float16 weights change the logits by {error:.2g}, more than their rounding explains"
+    )
 
 
 def test_loaded_weights_are_a_copy_that_trains(folder: Path) -> None:
     model = load_gpt2(folder)
     tokens = EXPECTED["tokens"]
     model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
-    assert all(p.grad is not None and p.data.flags.writeable for p in model.parameters()), "every weight must train"
+    assert all(p.grad is not None and p.data.flags.writeable for p in model.parameters()), (
+        "every weight must train"
+    )
 
 
 def test_saved_as_our_own(folder: Path, tmp_path: Path) -> None:
@@ -156,7 +160,10 @@ def test_the_old_name_of_the_context(folder: Path) -> None:
     ("change", "words"),
     [
         (lambda a: {"x": np.ones(2, dtype=np.float32)}, "lacks wte.weight"),
-        (lambda a: a | {"transformer.extra": np.ones(2, dtype=np.float32)}, "no GPT-2 of 2 blocks has: extra"),
+        (
+            lambda a: a | {"transformer.extra": np.ones(2, dtype=np.float32)},
+            "no GPT-2 of 2 blocks has: extra",
+        ),
         (lambda a: a | {"transformer.ln_f.bias": np.ones(3, dtype=np.float32)}, "norm.bias has shape"),
     ],
 )

@@ -54,13 +54,18 @@ BINARY: dict[str, tuple[Any, float, float]] = {
 }
 # Operations that give integers, booleans, or steps: constants to differentiation.
 CONSTANT: dict[str, Any] = {
-    "sign": np.sign, "floor": np.floor, "ceil": np.ceil, "round": np.round, "isfinite": np.isfinite, "isnan": np.isnan,
+    "sign": np.sign, "floor": np.floor, "ceil": np.ceil, "round": np.round, "isfinite": np.isfinite,
+    "isnan": np.isnan,
     "floor_divide": np.floor_divide, "remainder": np.remainder, "equal": np.equal, "not_equal": np.not_equal,
     "less": np.less, "less_equal": np.less_equal, "greater": np.greater, "greater_equal": np.greater_equal,
 }  # fmt: skip
 
 
-@given(name=st.sampled_from(sorted(UNARY)), shape=array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4), seed=st.integers(0, 99))
+@given(
+    name=st.sampled_from(sorted(UNARY)),
+    shape=array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    seed=st.integers(0, 99),
+)
 def test_one_argument(name: str, shape: tuple[int, ...], seed: int) -> None:
     reference, low, high = UNARY[name]
     x = np.asarray(np.random.default_rng(seed).uniform(low, high, shape))
@@ -78,7 +83,9 @@ def test_two_arguments(name: str, shapes: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = (np.asarray(rng.uniform(low, high, shape)) for shape in shapes.input_shapes)
     agree(name, [a, b], reference)
-    assert getattr(ops, name)(tensor(a), tensor(b)).shape == shapes.result_shape, f"{name}: shape of the result"
+    assert getattr(ops, name)(tensor(a), tensor(b)).shape == shapes.result_shape, (
+        f"{name}: shape of the result"
+    )
     check_grad(getattr(ops, name), a, b)
 
 
@@ -93,13 +100,19 @@ def agree(name: str, args: list[np.ndarray], reference: Any) -> None:
         assert wrapped.dtype == dtype, f"{name}: {np.dtype(dtype)} became {wrapped.dtype}"
         for out in (np.asarray(plain), wrapped.numpy()):
             error = np.max(np.abs(out - exact) / np.maximum(1, np.abs(exact)), initial=0.0)
-            assert error <= tolerance, f"{name} differs from the reference by {error:.1e} in {np.dtype(dtype)}"
+            assert error <= tolerance, (
+                f"{name} differs from the reference by {error:.1e} in {np.dtype(dtype)}"
+            )
 
 
 @pytest.mark.parametrize("name", sorted(CONSTANT))
 def test_steps_are_constants(name: str) -> None:
     args = [np.array([-1.5, 0.0, 2.5, 1.0]), np.array([1.0, 0.5, -2.0, 1.0])]
-    args = args[: 2 if name in ("floor_divide", "remainder") or CONSTANT[name].nin == 2 else 1] if name != "round" else args[:1]
+    args = (
+        args[: 2 if name in ("floor_divide", "remainder") or CONSTANT[name].nin == 2 else 1]
+        if name != "round"
+        else args[:1]
+    )
     out = getattr(ops, name)(*[tensor(a, requires_grad=True) for a in args])
     assert np.array_equal(out.numpy(), CONSTANT[name](*args)), f"{name} differs from NumPy"
     assert not out.requires_grad, f"{name} must be a constant to differentiation"
@@ -136,12 +149,14 @@ def test_integers_become_floats_where_they_must() -> None:
         ("minimum tie", lambda x: ops.minimum(1.0, x), [1.0], [0.5]),
         ("max shared", ops.max, [2.0, 1.0, 2.0], [0.5, 0.0, 0.5]),
         ("min shared", ops.min, [1.0, 1.0, 1.0], [1 / 3, 1 / 3, 1 / 3]),
-        ("clip closed", lambda x: ops.clip(x, 0.0, 1.0), [-1.0, 0.0, 0.5, 1.0, 2.0], [0.0, 1.0, 1.0, 1.0, 0.0]),
+        ("clip closed", lambda x: ops.clip(x, 0.0, 1.0), [-1.0, 0.0, 0.5, 1.0, 2.0],
+        [0.0, 1.0, 1.0, 1.0, 0.0]),
         ("clip below", lambda x: ops.clip(x, low=0.0), [-1.0, 0.0, 9.0], [0.0, 1.0, 1.0]),
         ("pow at exponent 0", lambda x: x**0, [0.0, 2.0], [0.0, 0.0]),
         ("pow array exponent", lambda x: x ** np.array([0.0, 1.0, 2.0]), [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
         ("exponent of base 0", lambda x: np.array([0.0]) ** x, [2.0], [0.0]),
-        ("max_pool tie", lambda x: ops.max_pool(x.reshape(1, 4, 1), 2), [1.0, 1.0, 0.0, 3.0], [0.5, 0.5, 0.0, 1.0]),
+        ("max_pool tie", lambda x: ops.max_pool(x.reshape(1, 4, 1), 2), [1.0, 1.0, 0.0, 3.0],
+        [0.5, 0.5, 0.0, 1.0]),
     ],
 )  # fmt: skip
 def test_slopes_at_kinks(name: str, f: Any, x: list[float], expected: list[float]) -> None:

@@ -12,7 +12,9 @@ from minitf import ops
 from minitf.engine import ShapeError, check_grad, tensor
 
 
-def naive_conv(x: Any, w: Any, stride: int, pads: list[tuple[int, int]], dilation: int, groups: int) -> np.ndarray:
+def naive_conv(
+    x: Any, w: Any, stride: int, pads: list[tuple[int, int]], dilation: int, groups: int
+) -> np.ndarray:
     """One output element at a time."""
     axes = w.ndim - 2
     x = np.pad(x, [(0, 0), *pads, (0, 0)])
@@ -77,7 +79,13 @@ def test_pooling(axes: int, name: str, reduce: Any, size: int, stride: int | Non
     check_grad(lambda a: getattr(ops, name)(a, size, stride), x)
 
 
-@given(n=st.integers(1, 9), size=st.integers(1, 4), step=st.integers(1, 3), dilation=st.integers(1, 3), seed=st.integers(0, 9))
+@given(
+    n=st.integers(1, 9),
+    size=st.integers(1, 4),
+    step=st.integers(1, 3),
+    dilation=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
 def test_unfold_and_fold(n: int, size: int, step: int, dilation: int, seed: int) -> None:
     x = np.random.default_rng(seed).standard_normal((2, n, 2))
     reach = (size - 1) * dilation + 1
@@ -87,7 +95,9 @@ def test_unfold_and_fold(n: int, size: int, step: int, dilation: int, seed: int)
         return
     windows = ops.unfold(tensor(x), size, 1, step, dilation)
     expected = [x[:, i : i + reach : dilation] for i in range(0, n - reach + 1, step)]
-    assert np.array_equal(windows.numpy(), np.stack(expected, 1).swapaxes(-1, -2)), "unfold differs from slices"
+    assert np.array_equal(windows.numpy(), np.stack(expected, 1).swapaxes(-1, -2)), (
+        "unfold differs from slices"
+    )
     # fold is the transpose of unfold: <fold(w), x> = <w, unfold(x)>
     w = np.random.default_rng(seed + 1).standard_normal(windows.shape)
     left = float(np.sum(ops.fold(w, x.shape, 1, step, dilation) * x))
@@ -100,7 +110,9 @@ def test_lower_index_wins(data: list[int], k: int) -> None:
     ascending = sorted(range(len(x)), key=lambda i: (x[i], i))
     descending = sorted(range(len(x)), key=lambda i: (-x[i], i))
     assert ops.argsort(x).tolist() == ascending, "argsort: equal elements must keep their order"
-    assert ops.argsort(x, descending=True).tolist() == descending, "descending argsort: the lower index comes first"
+    assert ops.argsort(x, descending=True).tolist() == descending, (
+        "descending argsort: the lower index comes first"
+    )
     assert np.array_equal(ops.sort(tensor(x), descending=True).numpy(), x[descending])
     assert np.array_equal(ops.sort(tensor(x)).numpy(), np.sort(x))
     assert int(ops.argmax(tensor(x))) == descending[0] and int(ops.argmin(tensor(x))) == ascending[0]

@@ -77,7 +77,9 @@ def test_values_and_gradients_equal_the_definition() -> None:
         args = [tensor(a, requires_grad=True) for a in (X, W, B)]
         y = ops.layer_norm(*args)
         y.backward(X)
-    assert CALLS == ["layer_norm forward", "layer_norm vjp"], f"the kernel should have run once each way: {CALLS}"
+    assert CALLS == ["layer_norm forward", "layer_norm vjp"], (
+        f"the kernel should have run once each way: {CALLS}"
+    )
     assert np.array_equal(y.numpy(), value), "the kernel's value differs from the definition's"
     for a, g in zip(args, exact, strict=True):
         error = np.max(np.abs(a.grad.numpy() - g))

@@ -125,7 +125,9 @@ def test_rope(interleaved: bool) -> None:
         turn = np.exp(1j * places[n] * 100.0 ** (-2 * j / 4))
         expected = (x[..., n, first] + 1j * x[..., n, second]) * turn
         error = np.max(np.abs(y[..., n, first] + 1j * y[..., n, second] - expected))
-        assert error <= 1e-14, f"rope differs from a complex rotation by {error:.1e} at position {n}, pair {j}"
+        assert error <= 1e-14, (
+            f"rope differs from a complex rotation by {error:.1e} at position {n}, pair {j}"
+        )
     batched = ops.rope(x, tensor(places[None]), base=100.0, interleaved=interleaved)
     assert np.array_equal(batched, y), "positions (B, N) and (N,) must agree"
     check_grad(lambda t: ops.rope(t, places, interleaved=interleaved), x)
@@ -136,9 +138,14 @@ def test_rope(interleaved: bool) -> None:
 def test_creation() -> None:
     assert ops.zeros((2, 3)).dtype == ops.ones(2).dtype == ops.eye(2).dtype == np.float32
     assert ops.full((2,), 7.0, requires_grad=True).requires_grad
-    assert np.array_equal(ops.arange(2, 8, 3).numpy(), [2, 5]) and np.array_equal(ops.arange(3).numpy(), [0, 1, 2])
+    assert np.array_equal(ops.arange(2, 8, 3).numpy(), [2, 5]) and np.array_equal(
+        ops.arange(3).numpy(), [0, 1, 2]
+    )
     assert np.array_equal(ops.linspace(0, 1, 3, dtype="float64").numpy(), [0.0, 0.5, 1.0])
-    assert np.array_equal(ops.zeros_like(tensor([1, 2])).numpy(), [0, 0]) and ops.ones_like(np.ones(2)).dtype == float
+    assert (
+        np.array_equal(ops.zeros_like(tensor([1, 2])).numpy(), [0, 0])
+        and ops.ones_like(np.ones(2)).dtype == float
+    )
 
 
 def test_every_operation_is_documented_and_typed() -> None:

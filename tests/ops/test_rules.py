@@ -44,7 +44,9 @@ def unary(name: str, make: Callable[..., Maker] = r) -> list[tuple[Any, ...]]:
     return [(op, make(2, 3)), (op, make()), (op, make(0, 3)), (op, make(2, 1, 3))]
 
 
-def binary(name: str, left: Callable[..., Maker] = r, right: Callable[..., Maker] = r) -> list[tuple[Any, ...]]:
+def binary(
+    name: str, left: Callable[..., Maker] = r, right: Callable[..., Maker] = r
+) -> list[tuple[Any, ...]]:
     op = getattr(ops, name)
     return [
         (op, left(2, 3), right(2, 3)),
@@ -82,7 +84,8 @@ DIFFERENT = np.array([[2, 0], [1, 2]])
 CASES: dict[str, list[tuple[Any, ...]]] = {
     "add": binary("add"),
     "subtract": binary("subtract"),
-    "multiply": [*binary("multiply"), (lambda a: a * a, r(3)), (ops.multiply, z(2), z(2)), (ops.multiply, z(2), r(3, 2))],
+    "multiply": [*binary("multiply"), (lambda a: a * a, r(3)), (ops.multiply, z(2), z(2)),
+                 (ops.multiply, z(2), r(3, 2))],
     "divide": [*binary("divide", r, pos), (ops.divide, z(3), z(3))],
     "negative": unary("negative"),
     "pow": [
@@ -171,7 +174,8 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (ops.softmax, r(0, 3)),
         (ops.softmax, r(2, 0)),
     ],
-    "log_softmax": [(ops.log_softmax, r(2, 3)), (lambda x: ops.log_softmax(x, axis=0), r(3, 2)), (ops.log_softmax, r(0, 3))],
+    "log_softmax": [(ops.log_softmax, r(2, 3)), (lambda x: ops.log_softmax(x, axis=0), r(3, 2)),
+                    (ops.log_softmax, r(0, 3))],
     "cumsum": [(ops.cumsum, r(2, 3)), (lambda x: ops.cumsum(x, axis=0), r(3, 2)), (ops.cumsum, r(2, 0))],
     "cumprod": [
         (ops.cumprod, r(2, 3)),
@@ -180,24 +184,34 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (ops.cumprod, r(2, 0)),
     ],
     "copy": unary("copy"),
-    "reshape": [(lambda x: x.reshape(3, 2), r(2, 3)), (lambda x: x.reshape((-1,)), r(2, 3)), (lambda x: x.reshape(1, 1), r()),
-                (lambda x: x.reshape(3, 0), r(0, 3)), (lambda x: ops.squeeze(ops.expand_dims(x, -1), -1), r(2))],
-    "permute_dims": [(lambda x: ops.permute_dims(x, (2, 0, 1)), r(2, 3, 4)), (lambda x: ops.permute_dims(x, (-1, 0, 1)), r(2, 0, 4)),
-                     (lambda x: ops.moveaxis(x, 0, -1), r(2, 3, 4)), (lambda x: ops.permute_dims(x, ()), r())],
+    "reshape": [(lambda x: x.reshape(3, 2), r(2, 3)), (lambda x: x.reshape((-1,)), r(2, 3)),
+                (lambda x: x.reshape(1, 1), r()),
+                (lambda x: x.reshape(3, 0), r(0, 3)), (lambda x: ops.squeeze(ops.expand_dims(x, -1), -1),
+                r(2))],
+    "permute_dims": [(lambda x: ops.permute_dims(x, (2, 0, 1)), r(2, 3, 4)),
+                     (lambda x: ops.permute_dims(x, (-1, 0, 1)), r(2, 0, 4)),
+                     (lambda x: ops.moveaxis(x, 0, -1), r(2, 3, 4)), (lambda x: ops.permute_dims(x, ()),
+                     r())],
     "matrix_transpose": [(ops.matrix_transpose, r(2, 3)), (lambda x: x.mT, r(2, 0, 4))],
-    "broadcast_to": [(lambda x: ops.broadcast_to(x, (4, 2, 3)), r(2, 1)), (lambda x: ops.broadcast_to(x, (2, 3)), r()),
+    "broadcast_to": [(lambda x: ops.broadcast_to(x, (4, 2, 3)), r(2, 1)),
+                     (lambda x: ops.broadcast_to(x, (2, 3)), r()),
                      (lambda x: ops.broadcast_to(x, (0, 3)), r(3)), (lambda x: ops.repeat(x, 2, 0), r(2, 3))],
     "flip": [(ops.flip, r(2, 3)), (lambda x: ops.flip(x, axis=(0, -1)), r(2, 3, 2)), (ops.flip, r(0, 2))],
     "roll": [(lambda x: ops.roll(x, 2), r(2, 3)), (lambda x: ops.roll(x, (1, -2), axis=(0, 1)), r(2, 3)),
              (lambda x: ops.roll(x, -1, axis=0), r(3, 0))],
-    "concat_parts": [(lambda a, b: ops.concat([a, b, a], axis=1), r(2, 3), r(2, 1)), (lambda a, b: ops.concat([a, b], axis=-1), r(2, 0), r(2, 2)),
+    "concat_parts": [(lambda a, b: ops.concat([a, b, a], axis=1), r(2, 3), r(2, 1)),
+                     (lambda a, b: ops.concat([a, b], axis=-1), r(2, 0), r(2, 2)),
                      (lambda a: ops.concat([a, np.ones((1, 2))]), r(2, 2)),
                      (lambda x: ops.tile(x, (2, 3)), r(2, 3))],
-    "stack_parts": [(lambda a, b: ops.stack([a, b, a], axis=-1), r(2, 3), r(2, 3)), (lambda a, b: ops.stack([a, b]), r(), r())],
-    "pad_constant": [(lambda x: ops.pad(x, [(1, 0), (2, 3)], value=7.0), r(2, 3)), (lambda x: ops.pad(x, [(1, 1)]), r(0))],
-    "unfold": [(lambda x: ops.unfold(x, 2), r(2, 5)), (lambda x: ops.unfold(x, 2, axis=1, step=2, dilation=2), r(2, 7, 2)),
+    "stack_parts": [(lambda a, b: ops.stack([a, b, a], axis=-1), r(2, 3), r(2, 3)),
+                    (lambda a, b: ops.stack([a, b]), r(), r())],
+    "pad_constant": [(lambda x: ops.pad(x, [(1, 0), (2, 3)], value=7.0), r(2, 3)), (lambda x: ops.pad(x,
+                     [(1, 1)]), r(0))],
+    "unfold": [(lambda x: ops.unfold(x, 2), r(2, 5)),
+               (lambda x: ops.unfold(x, 2, axis=1, step=2, dilation=2), r(2, 7, 2)),
                (lambda x: ops.unfold(x, 3, axis=0, step=3), r(8)), (lambda x: ops.unfold(x, 2), r(0, 3))],
-    "fold": [(lambda x: ops.fold(x, (2, 5)), r(2, 4, 2)), (lambda x: ops.fold(x, (2, 7, 2), axis=1, step=2, dilation=2), r(2, 3, 2, 2)),
+    "fold": [(lambda x: ops.fold(x, (2, 5)), r(2, 4, 2)),
+             (lambda x: ops.fold(x, (2, 7, 2), axis=1, step=2, dilation=2), r(2, 3, 2, 2)),
              (lambda x: ops.fold(x, (8,), axis=0, step=3), r(2, 3))],
     "astype_to": [(lambda x: ops.real(ops.astype(x, "complex128") * (1.0 + 2.0j)), r(2, 3))],
     "to_device": [(lambda x: ops.to_device(x, "cpu") * x, r(2, 3))],
@@ -219,14 +233,19 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (lambda x: ops.pad(x, [(0, 0), (2, 1)], mode="reflect"), r(2, 3)),
         (lambda x: ops.embedding(BACK, x), r(3, 2)),
     ],
-    "scatter": [(lambda x: F.scatter(x, (BACK,), (4, 2)), r(2, 3, 2)), (lambda x: F.scatter(x, (slice(None), 1), (3, 2)), r(3)),
-                (lambda x: F.scatter(x, (slice(None), BACK), (2, 3)), r(2, 2, 3)), (lambda x: F.scatter(x, (np.array([], int),), (4, 2)), r(0, 2))],
-    "take_along_axis": [(lambda x: ops.take_along_axis(x, BACK, axis=1), r(2, 3)), (lambda x: ops.take_along_axis(x, BACK, axis=0), r(3, 3)),
-                        (lambda x: ops.sort(x, descending=True), r(2, 5)), (lambda x: ops.topk(x, 2, axis=0)[0], r(4, 2)),
+    "scatter": [(lambda x: F.scatter(x, (BACK,), (4, 2)), r(2, 3, 2)),
+                (lambda x: F.scatter(x, (slice(None), 1), (3, 2)), r(3)),
+                (lambda x: F.scatter(x, (slice(None), BACK), (2, 3)), r(2, 2, 3)),
+                (lambda x: F.scatter(x, (np.array([], int),), (4, 2)), r(0, 2))],
+    "take_along_axis": [(lambda x: ops.take_along_axis(x, BACK, axis=1), r(2, 3)),
+                        (lambda x: ops.take_along_axis(x, BACK, axis=0), r(3, 3)),
+                        (lambda x: ops.sort(x, descending=True), r(2, 5)),
+                        (lambda x: ops.topk(x, 2, axis=0)[0], r(4, 2)),
                         (lambda x: ops.take_along_axis(x, index=BACK[:, :0], axis=1), r(2, 3))],
     "put_along_axis": [(lambda x, v: ops.put_along_axis(x, DIFFERENT, v, axis=1), r(2, 3), r(2, 2)),
                        (lambda x, v: ops.put_along_axis(x, DIFFERENT, values=v), r(2, 3), r())],
-    "scatter_add": [(lambda x, v: ops.scatter_add(x, BACK, v, axis=1), r(2, 3), r(2, 3)), (lambda x, v: ops.scatter_add(x, BACK, v, axis=0), r(3, 3), r(3))],
+    "scatter_add": [(lambda x, v: ops.scatter_add(x, BACK, v, axis=1), r(2, 3), r(2, 3)),
+                    (lambda x, v: ops.scatter_add(x, BACK, v, axis=0), r(3, 3), r(3))],
     "straight_through": [(lambda x: ops.straight_through(x.detach(), x) * x, r(2, 3))],
     "matmul": [
         (ops.matmul, r(2, 3), r(3, 4)),
@@ -254,6 +273,9 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (lambda a: ops.einsum("ij->ji", a), r(2, 3)),
         (lambda a, b: ops.einsum("ij,jk", a, b), r(0, 3), r(3, 2)),
         (lambda a, b: ops.einsum("i,i->i", a, b), r(1), r(3)),
+        (lambda a, b: ops.einsum("ij,kj->ik", a, b), r(3, 1), r(2, 3)),
+        (lambda a, b: ops.einsum("ij,kj->ik", a, b), r(3, 1), r(2, 1)),
+        (lambda a, b: ops.einsum("ij,kj->ik", a, b), r(3, 0), r(2, 0)),
         (lambda a, b: ops.tensordot(a, b, axes=1), r(2, 3), r(3, 4)),
         (lambda a, b: ops.einsum("ij,jk->ik", a, b), z(2, 3), z(3, 2)),
     ],
@@ -264,17 +286,25 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
         (lambda a, b: ops.solve(well(a), b), r(2, 3, 3), r(3)),
         (lambda a, b: ops.solve(well(a), b), r(2, 3, 3), r(3, 2)),
     ],
-    "cholesky": [(lambda a: ops.cholesky(definite(a)), r(3, 3)), (lambda a: ops.cholesky(definite(a)), r(2, 2, 2))],
+    "cholesky": [(lambda a: ops.cholesky(definite(a)), r(3, 3)), (lambda a: ops.cholesky(definite(a)),
+                 r(2, 2, 2))],
     "qr": [(ops.qr, r(4, 3)), (lambda a: ops.qr(a)[0], r(3, 3)), (lambda a: ops.qr(a)[1], r(2, 3, 2))],
-    "svd": [(lambda a: ops.svd(a)[1], r(3, 3)), (whole_svd, r(3, 3)), (whole_svd, r(4, 2)), (whole_svd, r(2, 4))],
+    "svd": [(lambda a: ops.svd(a)[1], r(3, 3)), (whole_svd, r(3, 3)), (whole_svd, r(4, 2)), (whole_svd,
+            r(2, 4))],
     "fft": [(ops.fft, r(2, 5)), (ops.fft, z(4)), (lambda x: ops.fft(x, axis=0), z(3, 2))],
     "ifft": [(ops.ifft, r(2, 5)), (ops.ifft, z(4)), (lambda x: ops.ifft(x, axis=0), z(3, 2))],
-    "rfft": [(ops.rfft, r(2, 5)), (ops.rfft, r(4)), (lambda x: ops.rfft(x, axis=0), r(4, 2)), (ops.rfft, r(1))],
-    "irfft": [(lambda x: ops.irfft(x, 5), z(2, 3)), (lambda x: ops.irfft(x, 4), z(3)), (lambda x: ops.irfft(x, 6, axis=0), z(4, 2)),
+    "rfft": [(ops.rfft, r(2, 5)), (ops.rfft, r(4)), (lambda x: ops.rfft(x, axis=0), r(4, 2)), (ops.rfft,
+             r(1))],
+    "irfft": [(lambda x: ops.irfft(x, 5), z(2, 3)), (lambda x: ops.irfft(x, 4), z(3)),
+              (lambda x: ops.irfft(x, 6, axis=0), z(4, 2)),
               (lambda x: ops.irfft(x, 1), z(2, 1))],
 }  # fmt: skip
 
-EACH = [pytest.param(name, case, id=f"{name}-{i}") for name, cases in CASES.items() for i, case in enumerate(cases)]
+EACH = [
+    pytest.param(name, case, id=f"{name}-{i}")
+    for name, cases in CASES.items()
+    for i, case in enumerate(cases)
+]
 LAYOUTS = ("contiguous", "transposed", "strided", "reversed")
 
 
@@ -331,7 +361,9 @@ def test_single_precision_stays_single(name: str, case: tuple[Any, ...]) -> None
         assert g.dtype == a.dtype, f"{name}: argument {i} is {a.dtype}, its gradient {g.dtype}"
         scale = max(1.0, float(np.max(np.abs(g64), initial=0.0)))
         error = float(np.max(np.abs(g - g64), initial=0.0)) / scale
-        assert error <= 1e-4, f"{name}: the float32 gradient of argument {i} is off by {error:.1e} of its scale"
+        assert error <= 1e-4, (
+            f"{name}: the float32 gradient of argument {i} is off by {error:.1e} of its scale"
+        )
 
 
 def gradients(f: Callable[..., Any], args: list[np.ndarray]) -> list[np.ndarray]:
@@ -351,6 +383,8 @@ def test_every_operation_that_the_engine_names_exists() -> None:
     for module in (rules, tape, transforms):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "F":
-                assert hasattr(F, node.attr), f"{module.__name__} uses F.{node.attr}, which no operation provides"
+                assert hasattr(F, node.attr), (
+                    f"{module.__name__} uses F.{node.attr}, which no operation provides"
+                )
     missing = [name for name in RULES if not hasattr(F, name)]
     assert not missing, f"rules for operations that do not exist: {missing}"

@@ -1,7 +1,6 @@
 """Checkpoints that are damaged, foreign or of another run; disks that are full."""
 
 import errno
-import fnmatch
 import os
 from pathlib import Path
 from typing import Any
@@ -158,13 +157,12 @@ def test_differences_are_phrases() -> None:
     ]
 
 
-def fill_disk(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
-    """Let waiting for the disk fail, as on a full one, for the files that fit the pattern."""
+def fill_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, pattern: str) -> None:
+    """Let waiting for the disk fail, as on a full one, for the files in the folder that fit the pattern."""
     fsync = os.fsync
 
     def full(descriptor: int) -> None:
-        folder, name = os.path.split(os.readlink(f"/proc/self/fd/{descriptor}"))
-        if fnmatch.fnmatch(name, pattern):
+        if os.fstat(descriptor).st_ino in [p.stat().st_ino for p in folder.glob(pattern)]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(descriptor)
 
@@ -179,7 +177,7 @@ def test_a_full_disk_while_saving(
 
     def fill(event: dict[str, Any]) -> None:
         if event["event"] == "step" and event["step"] == 3:
-            fill_disk(monkeypatch, ".checkpoint*.tmp")
+            fill_disk(monkeypatch, out, ".checkpoint*.tmp")
 
     with pytest.raises(FileError, match=r"cannot write .*: the disk is full; free some space") as caught:
         tiny.run(out, 6, save_every=2, on_event=fill)
@@ -197,7 +195,7 @@ def test_a_disk_that_is_full_from_the_start(
     tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[Any] = []
-    fill_disk(monkeypatch, "*.tmp")
+    fill_disk(monkeypatch, tmp_path / "run", ".*.tmp")
     with pytest.raises(FileError, match="the disk is full"):
         tiny.run(tmp_path / "run", 3, on_event=lambda e: e["event"] == "step" and steps.append(e))
     assert not steps, "a full disk shows before the first step"
@@ -207,7 +205,7 @@ def test_a_disk_that_is_full_from_the_start(
 def test_a_log_that_cannot_be_written(tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fill(event: dict[str, Any]) -> None:
         if event["event"] == "step" and event["step"] == 3:
-            fill_disk(monkeypatch, "log.*")
+            fill_disk(monkeypatch, tmp_path, "log.*")
 
     with pytest.raises(TrainingError, match=r"cannot write the log .*the disk is full.*of step 2, is intact"):
         tiny.run(tmp_path, 6, on_event=fill)

@@ -16,7 +16,7 @@ import minitf as mt
 from minitf.train import read_checkpoint
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
-STEPS, KILLS = 260, 20
+STEPS, KILLS = 220, 20
 
 
 def start(folder: Path, resume: bool) -> "subprocess.Popen[str]":
@@ -50,7 +50,7 @@ def test_killed_at_random_moments_then_interrupted(tmp_path: Path, same_run: Any
     for kill in range(KILLS):
         process = start(disturbed, resume=kill > 0)
         # Random moments within a few steps: in a forward pass, in a log row, in the middle of writing a file.
-        wait_for_steps(process, int(rng.integers(1, 6)))
+        wait_for_steps(process, int(rng.integers(1, 5)))
         time.sleep(rng.uniform(0.0, 3.0) * seconds_per_step)
         process.kill()
         process.communicate()

@@ -208,11 +208,32 @@ def test_a_finished_run_can_be_resumed_and_made_longer(tmp_path: Path, tiny: Any
 def test_a_run_is_not_overwritten_by_mistake(tmp_path: Path, tiny: Any) -> None:
     tiny.run(tmp_path, 4)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
-    with pytest.raises(TrainingError, match="already holds a run: resume it, choose another folder"):
+    with pytest.raises(TrainingError, match="already holds a run or a model: resume the run, choose"):
         tiny.run(tmp_path, 4)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     history = fit(tiny.model(), tiny.text_data(), quick(steps=2), tmp_path, overwrite=True)
     assert [row["step"] for row in history.rows] == [1, 2], "the old log is gone too"
+
+
+def test_a_saved_model_is_not_overwritten_by_mistake(tmp_path: Path, tiny: Any) -> None:
+    mt.save(tiny.model(), tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match="already holds a run or a model"):
+        tiny.run(tmp_path, 4)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_that_never_took_a_step_may_be_started_again(
+    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_step(*args: Any) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr("minitf.train.loop.train_step", no_step)
+    with pytest.raises(RuntimeError, match="killed"):
+        tiny.run(tmp_path, 4)
+    monkeypatch.undo()
+    assert tiny.run(tmp_path, 4, lr=0.5).step == 4, "nothing is lost by starting anew from step 0"
 
 
 def test_rows_after_the_checkpoint_are_forgotten(tmp_path: Path, tiny: Any, same_run: Any) -> None:
@@ -251,9 +272,7 @@ def test_a_gradient_that_is_not_finite_changes_no_parameter(tmp_path: Path, tiny
     class Steep(Bigram):
         # sqrt(sum of squares) is 0 at zero weights, and its slope there is not finite.
         def loss(self, tokens: Any, targets: Any, rng: Any = None) -> Any:
-            return super().loss(tokens, targets) + (
-                ops.sqrt((self.table**2).sum()) if self.calls == 0 else 0.0
-            )
+            return super().loss(tokens, targets) + ops.sqrt((self.table**2).sum())
 
     model = Steep()
     with pytest.raises(

@@ -1,6 +1,8 @@
 """Optimisers against steps computed by hand, their groups, their state and their errors."""
 
 import math
+import sys
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 import minitf as mt
 from minitf.nn import Parameter, StateError
-from minitf.train import SGD, AdamW
+from minitf.train import SGD, AdamW, clip_grad_norm
 
 
 def parameter(*values: float) -> Parameter:
@@ -253,3 +255,44 @@ def test_leaf_tensors_that_require_a_gradient_are_parameters_too() -> None:
     (x * 3.0).sum().backward()
     SGD([x], lr=1.0).step()
     close("x", x.data, [-2.0])
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, SGD])
+def test_arrays_are_handled_by_the_library_that_owns_them(
+    optimizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class GPUArray(np.ndarray):
+        def get(self) -> np.ndarray:
+            return np.asarray(self)
+
+    class Loopback(ModuleType):
+        """Stands in for CuPy: its arrays are NumPy's under another type; its functions refuse all others."""
+
+        ndarray = GPUArray
+
+        def __getattr__(self, name: str) -> Any:
+            def function(*args: Any, **options: Any) -> Any:
+                for a in () if name == "asarray" else (*args, *options.values()):
+                    assert not isinstance(a, np.ndarray) or isinstance(a, GPUArray), (
+                        f"{name} got an array of NumPy"
+                    )
+                return np.asarray(getattr(np, name)(*args, **options)).view(GPUArray)
+
+            return function
+
+    def run(kind: type) -> np.ndarray:
+        p = Parameter(np.array([[1.0, 2.0], [3.0, 4.0]]).view(kind))
+        opt = optimizer([p], lr=0.1, weight_decay=0.1)
+        for _ in range(3):
+            p.grad = mt.engine.Tensor(np.array([[1.0, -2.0], [3.0, 40.0]]).view(kind))
+            clip_grad_norm([p], 5.0)
+            opt.step()
+        saved = opt.state_dict()
+        opt.load_state_dict(saved)
+        arrays = [a for a in saved["state"][0].values() if isinstance(a, np.ndarray)]
+        assert arrays and all(type(a) is np.ndarray for a in arrays), "what is saved are NumPy arrays"
+        return np.asarray(p.data)
+
+    want = run(np.ndarray)
+    monkeypatch.setitem(sys.modules, "cupy", Loopback("cupy"))
+    assert np.array_equal(run(GPUArray), want), "the loopback library must give the same numbers"

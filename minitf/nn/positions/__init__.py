@@ -13,7 +13,9 @@ POSITIONS: dict[str, type[Position]] = {
     "none": NoPosition,
     "nope": NoPosition,
     "sinusoidal": SinusoidalPosition,
+    "sinusoidal_pos": SinusoidalPosition,
     "learned": LearnedPosition,
+    "learned_pos": LearnedPosition,
     "rope": RoPE,
     "alibi": ALiBi,
 }

@@ -7,7 +7,8 @@
     x  (B, N, D)   token embeddings;  n  (N,) or (B, N)   positions
 
 Source: Attention Is All You Need, Vaswani et al., arXiv:1706.03762, 2017, section 3.5.
-Differs from the paper: embeddings are not multiplied by sqrt(D) first. For odd D the last cosine is left out.
+Differs from the paper: embeddings are not multiplied by sqrt(D) first, so those of a small initial scale are drowned
+by the waves, whose amplitude is 1, until they have grown. For odd D the last cosine is left out.
 Numerics: angles in float64, then the dtype of x.
 """
 

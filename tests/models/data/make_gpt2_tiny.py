@@ -16,7 +16,9 @@ import transformers
 HERE = Path(__file__).parent / "gpt2_tiny"
 
 torch.manual_seed(0)
-config = transformers.GPT2Config(vocab_size=23, n_positions=12, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
+config = transformers.GPT2Config(
+    vocab_size=23, n_positions=12, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+)
 model = transformers.GPT2LMHeadModel(config).eval()
 with torch.no_grad():
     for p in model.parameters():
