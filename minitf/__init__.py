@@ -34,23 +34,24 @@ from .engine import (
 )
 from .ops import arange, eye, full, linspace, ones, straight_through, zeros
 from .ops.kernels import BackendError, active, explain, use
+from .profile import profile
 
 if TYPE_CHECKING:
     from . import attention, blocks, catalogue, decode, ffn, models, nn, tasks, testing, train, viz
     from .models.files import load, save
-    from .profile import profile
     from .registry import build
 
 __version__ = "0.1.0"
 
 # Rooms, and names from rooms, that are imported on first use.
 _ROOMS = "attention blocks catalogue decode ffn models nn tasks testing train viz".split()
-_NAMES = {"build": "registry", "profile": "profile", "load": "models.files", "save": "models.files"}
+_NAMES = {"build": "registry", "load": "models.files", "save": "models.files"}
 
 __all__ = [
     "AnomalyError", "BackendError", "DTypeError", "DeviceError", "GradientError", "GraphError", "MinitfError",
     "ShapeError", "Tensor", "active", "arange", "check_grad", "checkpoint", "detect_anomaly", "explain", "eye", "full",
-    "grad", "hvp", "jacobian", "linspace", "no_grad", "ones", "ops", "stop_gradient", "straight_through", "tensor",
+    "grad", "hvp", "jacobian", "linspace", "no_grad", "ones", "ops", "profile",
+    "stop_gradient", "straight_through", "tensor",
     "use", "value_and_grad", "vjp", "zeros", *_ROOMS, *_NAMES,
 ]  # fmt: skip
 
@@ -59,10 +60,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"minitf.{name}")
     if name in _NAMES:
-        value = getattr(importlib.import_module(f"minitf.{_NAMES[name]}"), name)
-        # A room and its main function may share a name: the function is what users call.
-        globals()[name] = value
-        return value
+        return getattr(importlib.import_module(f"minitf.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'minitf' has no attribute {name!r}")
 
 

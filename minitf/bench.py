@@ -98,8 +98,7 @@ def minitf_chain(step: Step, length: int, x: Any, w: Any, k: Any) -> Callable[[]
 
 
 def torch_chain(step: Step, length: int, x: Any, w: Any, k: Any) -> Callable[[], Any]:
-    import torch
-
+    torch = importlib.import_module("torch")
     k, start = torch.tensor(k), torch.ones(x.shape, dtype=torch.float64)
 
     def run() -> Any:
@@ -113,8 +112,7 @@ def torch_chain(step: Step, length: int, x: Any, w: Any, k: Any) -> Callable[[],
 
 
 def autograd_chain(step: Step, length: int, x: Any, w: Any, k: Any) -> Callable[[], Any]:
-    import autograd
-    import autograd.numpy as anp
+    autograd, anp = importlib.import_module("autograd"), importlib.import_module("autograd.numpy")
 
     def chain(leaves: Any) -> Any:
         y, p = leaves

@@ -89,7 +89,7 @@ def bits(nats):
 
 
 @exercise("perplexity")
-def check():
+def check_perplexity():
     assert perplexity(uniform) is not None, "perplexity gave nothing: which function undoes the logarithm?"
     for n in (2, 81):
         assert abs(perplexity(np.log(n)) - n) <= 1e-9, (
@@ -158,7 +158,7 @@ def block_parameters(D, F):
 
 
 @exercise("block_parameters")
-def check():
+def check_block_parameters():
     for D, F in ((4, 8), (64, 176)):
         small = mt.models.Config(vocab=5, dim=D, depth=1, heads=2, ffn="swiglu", ffn_hidden=F)
         right = mt.models.LanguageModel(small).blocks[0].count_parameters()
@@ -237,7 +237,7 @@ def bigram_loss(train_ids, validation_ids, vocab):
 
 
 @exercise("bigram_loss")
-def check():
+def check_bigram_loss():
     # Trained on 0 1 0 1: the counts with 1 added are 0→0: 1, 0→1: 3, 1→0: 2, 1→1: 1.
     small = bigram_loss(np.array([0, 1, 0, 1]), np.array([0, 1, 1]), 2)
     assert small is not None, "bigram_loss gave nothing: return a number of nats"
@@ -296,7 +296,7 @@ def top_k(logits, k):
 
 
 @exercise("top_k")
-def check():
+def check_top_k():
     for name, z in (("[1, 3, 2]", np.array([1.0, 3.0, 2.0])), ("the model's", logits.astype(float))):
         for k in (1, 2, 3):
             mine, right = top_k(z, k), probabilities(z, top_k=k)
@@ -451,8 +451,8 @@ head = "## What the papers say, what we measured\n| the claim | measured here |\
 Markdown(head + "\n".join(f"| {claim} | {measured} |" for claim, measured in rows))
 
 # %% [markdown]
-# A hundred steps are a short race, and the papers ran long ones. Here a difference counts only if it is larger
-# than the one between two seeds. The numbers stand there as they came out, whatever the claim.
+# A hundred steps are a short race, and the papers ran long ones. Here a difference counts only if it is
+# larger than the one between two seeds. The numbers stand there as they came out, whatever the claim.
 #
 # ## On your own
 # - How does the loss depend on the position in the window? Take the loss of each of the 64 positions apart.

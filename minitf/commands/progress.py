@@ -57,7 +57,7 @@ class Numbers:
     def line(self) -> str:
         """Speed and losses in words."""
         speed = f"{fmean(self.speeds):,.0f}" if self.speeds else "-"
-        return f"{speed} tokens/s   loss {self.loss()}   validation {both(self.val_loss)}"
+        return f"{speed} tokens/s  loss {self.loss()}  validation {both(self.val_loss)}"
 
 
 class Lines:

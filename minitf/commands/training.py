@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
+from minitf import use
 from minitf.decode import generate
 from minitf.models import Config, FileError, LanguageModel
 from minitf.models.files import read_json, reason
 from minitf.tasks import ByteTokenizer, CharTokenizer, load_moby
 from minitf.train import History, TextData, TrainConfig, fit, read_checkpoint
+
+from .info import usable_cores
 
 TASKS: dict[str, Callable[[], str]] = {"moby": load_moby}
 TOKENIZERS: dict[str, Callable[[str], Any]] = {
@@ -30,7 +36,7 @@ class Settings:
     """All that a run is made of.
 
     task: a name in TASKS, or "" if text is the path of a file. tokenizer: a name in TOKENIZERS.
-    backend: for `mt.use`. model: fields of Config but `vocab`. training: fields of TrainConfig, whose seed is
+    backend: for `mt.use`. threads: for BLAS. model: fields of Config but `vocab`. training: fields of TrainConfig, whose seed is
     that of the model too.
     """
 
@@ -38,6 +44,7 @@ class Settings:
     text: str
     tokenizer: str
     backend: str
+    threads: int
     model: dict[str, Any]
     training: dict[str, Any]
 
@@ -72,6 +79,25 @@ class Run:
         ids = self.tokenizer.encode(prompt)
         made = generate(self.model, ids, tokens, temperature=0.8, seed=self.training.seed)
         return prompt + self.tokenizer.decode(list(made))
+
+
+@contextmanager
+def computing(backend: str, threads: int) -> Iterator[None]:
+    """Choose who computes, and with how many BLAS threads.
+
+    The number of threads changes the last bits of a product, so a run keeps the one it began with.
+    """
+    with use(backend), threadpool_limits(limits=threads, user_api="blas"):
+        yield
+
+
+def default_threads() -> int:
+    """All usable cores but one.
+
+    BLAS threads wait for each other. Where another program takes one of their cores, all of them become slow:
+    two threads on two cores were seen to take ten times as long.
+    """
+    return max(1, usable_cores() - 1)
 
 
 def read_text(task: str, path: str) -> str:
@@ -114,7 +140,7 @@ def saved_settings(out: Path) -> Settings:
     # A run of the Python interface: its checkpoint knows all but the text.
     identity = read_checkpoint(out / "checkpoint.safetensors")[1]["identity"]
     model = {k: v for k, v in identity["model"].items() if k in Config.__dataclass_fields__ and k != "vocab"}
-    return Settings("moby", "", "char", "auto", model, identity["training"])
+    return Settings("moby", "", "char", "auto", default_threads(), model, identity["training"])
 
 
 def holds_run(out: Path) -> bool:

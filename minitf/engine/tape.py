@@ -334,8 +334,9 @@ def walk(
                 like = a.data
                 if ga.shape != like.shape or ga.dtype is not like.dtype:
                     ga = match(ga, like)
-                if a in grads:
-                    grads[a] = grads[a] + ga
+                earlier = grads.get(a)
+                if earlier is not None:
+                    grads[a] = earlier + ga
                 else:
                     grads[a] = ga
                     if a.recipe is not None and a not in stop:

@@ -185,7 +185,10 @@ class Module:
             raise StateError(f"cannot load into {type(self).__name__}: {'; '.join(sorted(problems))}")
         for name, t in own.items():
             if name in arrays:
-                t.data = to_device(arrays[name].astype(t.dtype), t.device)
+                # In the same memory layout: a matrix product may round differently in another.
+                data = np.empty_like(t.numpy())
+                data[...] = arrays[name]
+                t.data = to_device(data, t.device)
         return missing, unexpected
 
     def __repr__(self) -> str:

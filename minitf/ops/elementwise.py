@@ -219,8 +219,10 @@ def tanh(x: Like) -> Tensor:
 
 @primitive
 def sigmoid(x: Like) -> Tensor:
-    """1 / (1 + exp(-x)), without overflow: (1 + tanh(x / 2)) / 2."""
-    return 0.5 * np.tanh(0.5 * x) + 0.5
+    """1 / (1 + exp(-x)). Keeps its relative precision far below zero."""
+    # exp(-x) overflows to infinity exactly where the result is 0 to the last bit.
+    with np.errstate(over="ignore"):
+        return 1.0 / (1.0 + np.exp(-x))
 
 
 @primitive
@@ -341,12 +343,9 @@ def isnan(x: Like) -> Tensor:
 # Rational approximations of erf and erfc: W. J. Cody, Math. Comp. 23 (1969), 631-637. Coefficients from the
 # highest power down. Below 0.46875: x P(x^2) / Q(x^2). Above: 1 - exp(-x^2) P(x) / Q(x).
 ERF_P = (
-    1.85777706184603153e-1,
-    3.16112374387056560,
-    113.864154151050156,
-    377.485237685302021,
+    1.85777706184603153e-1, 3.16112374387056560, 113.864154151050156, 377.485237685302021,
     3209.37758913846947,
-)
+)  # fmt: skip
 ERF_Q = (1.0, 23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062)
 ERFC_P = (
     2.15311535474403846e-8, 0.564188496988670089, 8.88314979438837594, 66.1191906371416295,

@@ -52,6 +52,8 @@ _mode = "reference"
 _backends: dict[str, ModuleType] = {}
 _failures: dict[str, str] = {}
 _discovered = False
+# By operation, what offers a kernel for it: (backend, module, kernel). Filled on first need.
+_candidates: dict[str, list[tuple[str, ModuleType, Kernel]]] = {}
 
 
 def kernelized(name: str) -> Callable[[Body], Body]:
@@ -61,13 +63,19 @@ def kernelized(name: str) -> Callable[[Body], Body]:
         signature = inspect.signature(body)
         DEFINITIONS[name] = (body, signature)
         defaults = tuple(p.default for p in signature.parameters.values())
+        required = sum(d is inspect.Parameter.empty for d in defaults)
 
         @functools.wraps(body)
         def operation(*args: Any, **options: Any) -> Any:
             # Whoever watches operations (`profile`, `detect_anomaly`) sees those of the definition.
             if _mode == "reference" or STATE.watch is not None:
                 return body(*args, **options)
-            if options or inspect.Parameter.empty in defaults[len(args) :]:
+            candidates = _candidates.get(name)
+            if candidates is None:
+                candidates = find_candidates(name)
+            if not candidates:
+                return body(*args, **options)
+            if options or len(args) < required:
                 bound = signature.bind(*args, **options)
                 bound.apply_defaults()
                 args, options = bound.args, {}
@@ -141,17 +149,26 @@ def backends() -> dict[str, ModuleType]:
 def register_backend(name: str, module: Any) -> None:
     """Add a backend by hand, for tests and notebooks; packages use the entry-point group instead."""
     _backends[name] = module
+    _candidates.clear()
 
 
 def unregister_backend(name: str) -> None:
     """Forget a backend that `register_backend` added."""
     _backends.pop(name, None)
+    _candidates.clear()
+
+
+def find_candidates(name: str) -> list[tuple[str, ModuleType, Kernel]]:
+    """Everything that offers a kernel for the operation `name`, in the order of the backends."""
+    found = [(b, module, module.KERNELS[name]) for b, module in backends().items() if name in module.KERNELS]
+    _candidates[name] = found
+    return found
 
 
 def choose(name: str, args: tuple[Any, ...]) -> tuple[Kernel | None, list[str]]:
     """The kernel that would run, or None and every reason against."""
     reasons: list[str] = []
-    plain = tuple(a.data if isinstance(a, Tensor) else a for a in args)
+    plain = [a.data if isinstance(a, Tensor) else a for a in args]
     for backend, module in backends().items():
         if _mode not in ("auto", "reference", backend):
             continue

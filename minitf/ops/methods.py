@@ -29,53 +29,11 @@ COMPARISONS = {
     "gt": elementwise.greater,
     "ge": elementwise.greater_equal,
 }
-METHODS = [
-    "sum",
-    "mean",
-    "prod",
-    "max",
-    "min",
-    "argmax",
-    "argmin",
-    "any",
-    "all",
-    "var",
-    "std",
-    "cumsum",
-    "cumprod",
-    "logsumexp",
-    "softmax",
-    "log_softmax",
-    "reshape",
-    "permute_dims",
-    "moveaxis",
-    "matrix_transpose",
-    "expand_dims",
-    "squeeze",
-    "broadcast_to",
-    "flip",
-    "roll",
-    "repeat",
-    "astype",
-    "exp",
-    "log",
-    "sqrt",
-    "rsqrt",
-    "square",
-    "abs",
-    "sin",
-    "cos",
-    "tanh",
-    "sigmoid",
-    "relu",
-    "clip",
-    "sort",
-    "argsort",
-    "topk",
-    "tril",
-    "triu",
-    "take_along_axis",
-]
+METHODS = """
+sum mean prod max min argmax argmin any all var std cumsum cumprod logsumexp softmax log_softmax reshape
+permute_dims moveaxis matrix_transpose expand_dims squeeze broadcast_to flip roll repeat astype exp log sqrt
+rsqrt square abs sin cos tanh sigmoid relu clip sort argsort topk tril triu take_along_axis
+"""
 
 
 def reflected(operation: Any) -> Any:
@@ -104,13 +62,15 @@ def attach() -> None:
     cls.__invert__ = elementwise.bitwise_invert
     cls.__getitem__ = indexing.get
     cls.__iter__ = lambda self: (self[i] for i in range(len(self)))
-    for name in METHODS:
+    for name in METHODS.split():
         for room in (elementwise, reductions, shape, indexing):
             if hasattr(room, name):
                 setattr(cls, name, getattr(room, name))
                 break
     cls.reshape = reshape_method
-    cls.T = cls.mT = property(shape.matrix_transpose, doc="The last two axes swapped.")
+    cls.T = cls.mT = property(
+        shape.matrix_transpose, doc="The last two axes swapped, for any number of axes."
+    )
 
 
 attach()

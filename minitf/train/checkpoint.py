@@ -114,17 +114,12 @@ def load_checkpoint(
         optimizer.load_state_dict({"groups": about["optimizer"]["groups"], "state": state})
     except (StateError, ValueError) as error:
         raise TrainingError(f"{path} does not fit this optimiser: {error}") from error
-    before = [(p, p.data) for p in model.parameters()]
     model.load_state_dict(weights)
-    for p, data in before:
-        # Into the old memory: a matrix product may round differently in another memory layout.
-        data[...] = p.data
-        p.data = data
     return Progress(**about["progress"])
 
 
 def holds_run(folder: str | os.PathLike[str]) -> bool:
-    """Whether training anew in `folder` would lose something: a run beyond its start, or a model without a run."""
+    """Whether training anew in `folder` would lose something: a run beyond its start, or a saved model."""
     path = Path(folder) / CHECKPOINT
     if not path.exists():
         return (Path(folder) / WEIGHTS).exists()

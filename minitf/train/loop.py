@@ -123,8 +123,8 @@ def fit(
             )
     elif holds_run(folder) and not overwrite:
         raise TrainingError(
-            f"{folder} already holds a run or a model: resume the run, choose another folder, or say overwrite "
-            "to lose what is there"
+            f"{folder} already holds a run or a model: resume the run, choose another folder, or say "
+            "overwrite to lose what is there"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,8 +153,8 @@ def fit(
         history.rows = log.rows
         tell("start", parameters=model.count_parameters(), resumed=resume)
         if not resume:
-            # A full disk or a forbidden folder shows now, and not after an hour. The checkpoint comes first, this
-            # once: a model without one is not ours to overwrite.
+            # A full disk or a forbidden folder shows now, and not after an hour. The checkpoint comes first,
+            # this once: a model without one is not ours to overwrite.
             write_checkpoint(path, model, optimizer, history, identity)
             save_all()
         begin = time.perf_counter()

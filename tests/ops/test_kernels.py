@@ -56,7 +56,12 @@ def halves(x: Any, scale: float = 2.0) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def backend() -> Iterator[SimpleNamespace]:
+def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The only backend while a test runs: installed ones would answer too."""
+    monkeypatch.setattr(kernels, "_backends", {})
+    monkeypatch.setattr(kernels, "_failures", {})
+    monkeypatch.setattr(kernels, "_candidates", {})
+    monkeypatch.setattr(kernels, "_discovered", True)
     module = SimpleNamespace(unavailable=lambda: None)
     module.KERNELS = {
         "layer_norm": loopback("layer_norm", (0, 1, 2)),
@@ -66,8 +71,7 @@ def backend() -> Iterator[SimpleNamespace]:
     before = kernels.active()
     CALLS.clear()
     yield module
-    use(before)
-    kernels.unregister_backend("loopback")
+    kernels._mode = before
 
 
 def test_values_and_gradients_equal_the_definition() -> None:
@@ -175,6 +179,12 @@ def test_explain_says_who_runs_and_why() -> None:
         explain("add", X, X)
 
 
+def test_backends_come_and_go() -> None:
+    kernels.unregister_backend("loopback")
+    assert "loopback" not in kernels.backends()
+    kernels.unregister_backend("loopback")
+
+
 def test_import_errors_are_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> Any:
         raise ImportError("no module named fastlib")
@@ -182,7 +192,6 @@ def test_import_errors_are_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> Non
     point = SimpleNamespace(name="broken", load=broken)
     monkeypatch.setattr(kernels, "entry_points", lambda group: [point])
     monkeypatch.setattr(kernels, "_discovered", False)
-    monkeypatch.setattr(kernels, "_failures", {})
     assert "broken: failed to import: ImportError: no module named fastlib" in explain("layer_norm", X)
     with pytest.raises(BackendError, match="it failed to import: ImportError"):
         use("broken")
