@@ -43,17 +43,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Rooms, and names from rooms, that are imported on first use.
-_ROOMS = "attention blocks catalogue decode ffn models nn tasks testing train viz".split()
-_NAMES = {"build": "registry", "load": "models.files", "save": "models.files"}
-
 __all__ = [
-    "AnomalyError", "BackendError", "DTypeError", "DeviceError", "GradientError", "GraphError", "MinitfError",
-    "ShapeError", "Tensor", "active", "arange", "check_grad", "checkpoint", "detect_anomaly", "explain", "eye", "full",
-    "grad", "hvp", "jacobian", "linspace", "no_grad", "ones", "ops", "profile",
-    "stop_gradient", "straight_through", "tensor",
-    "use", "value_and_grad", "vjp", "zeros", *_ROOMS, *_NAMES,
+    "AnomalyError", "BackendError", "DTypeError", "DeviceError", "GradientError", "GraphError",
+    "MinitfError", "ShapeError", "Tensor", "active", "arange", "attention", "blocks", "build",
+    "catalogue", "check_grad", "checkpoint", "decode", "detect_anomaly", "explain", "eye", "ffn", "full",
+    "grad", "hvp", "jacobian", "linspace", "load", "models", "nn", "no_grad", "ones", "ops", "profile",
+    "save", "stop_gradient", "straight_through", "tasks", "tensor", "testing", "train", "use",
+    "value_and_grad", "viz", "vjp", "zeros",
 ]  # fmt: skip
+
+# Rooms, and names from rooms, that are imported on first use.
+_ROOMS = (
+    "attention", "blocks", "catalogue", "decode", "ffn", "models", "nn", "tasks", "testing", "train",
+    "viz",
+)  # fmt: skip
+_NAMES = {"build": "registry", "load": "models.files", "save": "models.files"}
 
 
 def __getattr__(name: str) -> Any:

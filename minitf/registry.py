@@ -48,7 +48,9 @@ def resolve(name: str, kinds: tuple[str, ...] = ()) -> tuple[str, dict[str, Any]
     close = difflib.get_close_matches(name, allowed, n=3, cutoff=0.0)
     what = f"{' or '.join(kinds)} variant" if kinds else "variant"
     wrong = f" ({name!r} is of kind {index()[names()[name][0]]['kind']!r})" if name in names() else ""
-    raise UnknownVariantError(f"no {what} is called {name!r}{wrong}; the closest are: {', '.join(close)}. `minitf list` shows all")
+    raise UnknownVariantError(
+        f"no {what} is called {name!r}{wrong}; the closest are: {', '.join(close)}. `minitf list` shows all"
+    )
 
 
 def variant_class(name: str) -> Any:
@@ -79,7 +81,11 @@ def build(name: str, dim: int, **options: Any) -> Module:
     for common in ("heads", "seed"):
         if common not in accepted:
             options.pop(common, None)
-    if "heads" in accepted and "heads" not in options and accepted["heads"].default is not inspect.Parameter.empty:
+    if (
+        "heads" in accepted
+        and "heads" not in options
+        and accepted["heads"].default is not inspect.Parameter.empty
+    ):
         # The default number of heads, halved until it divides the width.
         heads = accepted["heads"].default
         while dim % heads:

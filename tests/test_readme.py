@@ -32,7 +32,9 @@ def test_links_exist() -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"\bmake ([a-z-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))):
+    for target in set(
+        re.findall(r"\bmake ([a-z-]+)", TEXT + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    ):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"the Makefile has no target {target}"
 
 
@@ -40,4 +42,6 @@ def test_commands_exist() -> None:
     from minitf.cli import main
 
     for command in set(re.findall(r"`minitf ([a-z]+)", TEXT)):
-        assert command in main.commands if hasattr(main, "commands") else main.get_command(None, command), command
+        assert command in main.commands if hasattr(main, "commands") else main.get_command(None, command), (
+            command
+        )

@@ -1,4 +1,4 @@
-"""What every registered variant must do: build, keep its card true, hold its identities, differentiate, stream."""
+"""What every variant must do: build, keep its card true, hold its identities, differentiate, stream."""
 
 from __future__ import annotations
 
@@ -35,19 +35,27 @@ def make(name: str, case: Case, **options: object) -> mt.nn.Module:
 @given(case=cases)
 def test_identity(name: str, identity: mt.nn.Identity, case: Case) -> None:
     error = identity.error(case)
-    assert error <= identity.tolerance, f"{name}: {identity.words}: the sides differ by {error:.2g} for {case}"
+    assert error <= identity.tolerance, (
+        f"{name}: {identity.words}: the sides differ by {error:.2g} for {case}"
+    )
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=NAMES)
 def test_card_is_complete(entry: mt.catalogue.Entry) -> None:
     assert len(entry.identities()) >= 2, f"{entry.name} needs at least two identities"
     cls = entry.load()
-    assert cls.card == entry.card, f"the index does not agree with the card of {entry.name}: run minitf.catalogue.generate"
-    assert entry.card.streams == hasattr(cls, "step"), f"{entry.name}: streams and the step method must go together"
+    assert cls.card == entry.card, (
+        f"the index does not agree with the card of {entry.name}: run minitf.catalogue.generate"
+    )
+    assert entry.card.streams == hasattr(cls, "step"), (
+        f"{entry.name}: streams and the step method must go together"
+    )
     source = entry.source()
     assert "Source:" in entry.doc(), f"the docstring of {entry.name} names no source"
     definition = source.split("@identity(")[0].count("\n")
-    assert definition <= 230, f"{entry.name}: {definition} lines before its identities are too many for one sitting"
+    assert definition <= 230, (
+        f"{entry.name}: {definition} lines before its identities are too many for one sitting"
+    )
 
 
 @pytest.mark.parametrize("name", MIXERS + TOKEN_WISE)
@@ -59,7 +67,9 @@ def test_shape_dtype_purity(name: str, case: Case) -> None:
         x = case.tokens().astype(dtype)
         before = x.data.copy()
         y = layer(x)
-        assert y.shape == x.shape and y.dtype == x.dtype, f"{name}: {x.shape} {x.dtype} became {y.shape} {y.dtype}"
+        assert y.shape == x.shape and y.dtype == x.dtype, (
+            f"{name}: {x.shape} {x.dtype} became {y.shape} {y.dtype}"
+        )
         assert np.array_equal(x.data, before), f"{name} changed its input"
         assert np.array_equal(layer(x).data, y.data), f"{name}: two runs differ"
         again = mt.build(name, case.dim, heads=case.h, seed=case.seed, dtype=dtype)
@@ -116,7 +126,9 @@ def test_streaming(name: str, case: Case, data: st.DataObject) -> None:
         y, state = layer.step(x[:, i], state)
         rows.append(y)
     error = np.max(np.abs(mt.ops.stack(rows, axis=1).data - layer(x).data))
-    assert error <= 1e-10, f"{name}: {split} tokens prefilled, then steps, differ from the parallel form by {error:.2g}"
+    assert error <= 1e-10, (
+        f"{name}: {split} tokens prefilled, then steps, differ from the parallel form by {error:.2g}"
+    )
     if split < case.t:
         # A state may be continued twice: the first continuation must not have written into it.
         y, _ = layer.step(x[:, split], branch)

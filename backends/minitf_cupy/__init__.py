@@ -1,4 +1,4 @@
-"""The CuPy backend. It has no kernels of its own: on CuPy arrays every operation runs its plain definition."""
+"""The CuPy backend. It has no kernels of its own: CuPy arrays run the plain definitions."""
 
 from typing import Any
 

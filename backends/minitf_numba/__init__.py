@@ -1,4 +1,4 @@
-"""Numba kernels for the CPU. Importing this package compiles nothing: a kernel compiles on first use and is cached."""
+"""Numba kernels for the CPU. Importing compiles nothing: a kernel compiles on first use and is cached."""
 
 from .norms import LAYER_NORM, RMS_NORM
 

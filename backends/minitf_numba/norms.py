@@ -25,7 +25,7 @@ def compiled() -> tuple[Any, Any]:
     from numba import njit
 
     @njit(cache=True, error_model="numpy")
-    def forward(x, weight, bias, eps, centre, y, mean, rstd):
+    def forward(x, weight, bias, eps, centre, y, mean, rstd):  # type: ignore[no-untyped-def]
         rows, width = x.shape
         for i in range(rows):
             total = 0.0
@@ -44,7 +44,7 @@ def compiled() -> tuple[Any, Any]:
                 y[i, j] = (x[i, j] - total) * r * weight[j] + bias[j]
 
     @njit(cache=True, error_model="numpy")
-    def backward(g, x, weight, centre, mean, rstd, dx, dweight, dbias):
+    def backward(g, x, weight, centre, mean, rstd, dx, dweight, dbias):  # type: ignore[no-untyped-def]
         rows, width = x.shape
         for i in range(rows):
             m, r = mean[i], rstd[i]

@@ -6,20 +6,21 @@
     o_i  = sum_j P_ij v_j
     y    = merge(o) W_o
 
-    x  (B, Nq, D)    tokens that ask            c  (B, Nk, Dc)   tokens that answer; x itself in self-attention
+    x  (B, Nq, D)    tokens that ask            c  (B, Nk, Dc)   tokens that answer; x itself if left out
     q  (B, H, Nq, d)                            k, v  (B, Hkv, Nk, d)
     S, P  (B, H, Nq, Nk)                        y  (B, Nq, D)
 
 Query head h uses key and value head h // (H / Hkv): Hkv = H is multi-head, Hkv = 1 multi-query, between them
-grouped-query attention. Causal: j is visible to i where j <= i + (Nk - Nq). A query that sees nothing gives zeros.
+grouped-query attention. Causal: j is visible to i where j <= i + (Nk - Nq). A query that sees nothing
+gives zeros.
 
-Cost: 4 B H Nq Nk d operations for the two products, and memory B H Nq Nk for P in the plain form; the online form
-keeps m, Z and o only.
-Source: Attention Is All You Need, Vaswani et al., arXiv:1706.03762, 2017, equation 1. Grouped heads: GQA, Ainslie et
-al., arXiv:2305.13245, 2023. Online form: Milakov and Gimelshein, arXiv:1805.02867, 2018.
+Cost: 4 B H Nq Nk d operations for the two products, and memory B H Nq Nk for P in the plain form; the
+online form keeps m, Z and o only.
+Source: Attention Is All You Need, Vaswani et al., arXiv:1706.03762, 2017, equation 1. Grouped heads: GQA,
+Ainslie et al., arXiv:2305.13245, 2023. Online form: Milakov and Gimelshein, arXiv:1805.02867, 2018.
 Differs from the paper: dropout on P is 0 unless asked for; grouped heads; queries may be masked completely.
-Numerics: the row maximum is subtracted before exp; -inf hides, never a large negative number, which would make a
-fully hidden row uniform over what it must not see.
+Numerics: the row maximum is subtracted before exp; -inf hides, never a large negative number, which would
+make a fully hidden row uniform over what it must not see.
 """
 
 from __future__ import annotations
@@ -31,7 +32,19 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Dropout, KVCache, Linear, Module, Paper, Position, as_position, identity, init
+from minitf.nn import (
+    Card,
+    Case,
+    Dropout,
+    KVCache,
+    Linear,
+    Module,
+    Paper,
+    Position,
+    as_position,
+    identity,
+    init,
+)
 
 CARD = Card(
     name="softmax_attention",
@@ -40,13 +53,23 @@ CARD = Card(
     family="softmax",
     papers=(
         Paper("Attention Is All You Need", "1706.03762", 2017),
-        Paper("GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", "2305.13245", 2023),
+        Paper(
+            "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints",
+            "2305.13245",
+            2023,
+        ),
     ),
     causal=True,
     streams=True,
     grid="1d",
     complexity="4 N D^2 + 4 N D Hkv d + 4 N^2 H d",
-    properties=("causal", "streams", "row_stochastic", "batch_independent", "permutation_equivariant_without_causal"),
+    properties=(
+        "causal",
+        "streams",
+        "row_stochastic",
+        "batch_independent",
+        "permutation_equivariant_without_causal",
+    ),
     basis="published code: google-research/long-range-arena local_attention.py; the standard definition",
     aliases={"softmax": {}, "mha": {}, "mqa": {"kv_heads": 1}},
 )
@@ -137,7 +160,9 @@ class SoftmaxAttention(Module):
         self.heads, self.kv_heads, self.head_dim, self.causal = heads, kv_heads, d, causal
 
         def linear(n_in: int, n_out: int) -> Linear:
-            return Linear(n_in, n_out, bias, values=init.xavier_uniform(rng, (n_in, n_out), dtype=dtype), dtype=dtype)
+            return Linear(
+                n_in, n_out, bias, values=init.xavier_uniform(rng, (n_in, n_out), dtype=dtype), dtype=dtype
+            )
 
         self.wq = linear(dim, heads * d)
         self.wk = linear(source, kv_heads * d)
@@ -209,7 +234,9 @@ class SoftmaxAttention(Module):
             q, k, v, _ = self._heads(x, None, here)
             state = state.append(k.numpy(), v.numpy())
             k, v = Tensor(state.k), Tensor(state.v)
-            o = ops.softmax_attention(q, k, v, causal=True, bias=self.position.bias(here, np.arange(state.length)))
+            o = ops.softmax_attention(
+                q, k, v, causal=True, bias=self.position.bias(here, np.arange(state.length))
+            )
             return self.wo(ops.merge_heads(o)), state
 
 
@@ -237,7 +264,9 @@ def online_is_plain(case: Case) -> tuple[Tensor, Tensor]:
     visible = case.rng().random((case.t, case.t)) < 0.5
     tiles = range(1, case.t + 2)
     expected = plain(q, k, v, visible)
-    return ops.stack([online(q, k, v, visible, tile)[0] for tile in tiles]), ops.stack([expected for _ in tiles])
+    return ops.stack([online(q, k, v, visible, tile)[0] for tile in tiles]), ops.stack(
+        [expected for _ in tiles]
+    )
 
 
 @identity("the online form's log-sum-exp is that of the scores")
@@ -283,7 +312,9 @@ def repeated_heads(case: Case) -> tuple[Tensor, Tensor]:
     return one(x), many(x)
 
 
-@identity("token by token with the cache equals the parallel causal form, with rotary positions and grouped heads")
+@identity(
+    "token by token with the cache equals the parallel causal form, with rotary positions and grouped heads"
+)
 def streaming(case: Case) -> tuple[Tensor, Tensor]:
     layer, x = build(case, kv_heads=1, head_dim=2 * case.d, position="rope"), case.tokens()
     state, rows = layer.start(case.b), []

@@ -56,8 +56,10 @@ class ParallelBlock(Module):
     ):
         rng = init.generator(seed)
         self.norm = as_norm(norm, dim, dtype=dtype)
-        self.mixer: Any = SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
-        self.ffn = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
+        self.mixer: Any = (
+            SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
+        )
+        self.ffn: Any = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, *, rng: np.random.Generator | None = None, **options: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Peri-LN block: normalise what a branch reads and what it adds, so that every branch adds a vector of known size.
+"""Peri-LN block: normalise what a branch reads and what it adds, so that all branches add equal sizes.
 
     x  <-  x + Norm1_out(Mixer(Norm1(x)))
     x  <-  x + Norm2_out(FFN(Norm2(x)))
@@ -6,9 +6,9 @@
     x  (B, N, D)   tokens;  Mixer mixes tokens, FFN acts on each
 
 The recipe also normalises the embeddings, and once more before the output head; the model adds both.
-Source: Peri-LN: Revisiting Layer Normalization in the Transformer Architecture, Kim et al., arXiv:2502.02732, 2025.
-Without the norm of the embeddings this is Sandwich-LN (CogView, arXiv:2105.13290, 2021).
-The out-norm acts on the branch, not on the sum. Dropout acts after it.
+Source: Peri-LN: Revisiting Layer Normalization in the Transformer Architecture, Kim et al.,
+arXiv:2502.02732, 2025. Without the norm of the embeddings this is Sandwich-LN (CogView, arXiv:2105.13290,
+2021). The out-norm acts on the branch, not on the sum. Dropout acts after it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ CARD = Card(
     title="Peri-LN residual block",
     kind="block",
     family="residual",
-    papers=(Paper("Peri-LN: Revisiting Layer Normalization in the Transformer Architecture", "2502.02732", 2025),),
+    papers=(
+        Paper("Peri-LN: Revisiting Layer Normalization in the Transformer Architecture", "2502.02732", 2025),
+    ),
     causal=True,
     streams=True,
     grid="any",
@@ -39,7 +41,7 @@ CARD = Card(
 
 
 class PeriNorm(Module):
-    """x (B, N, D) -> (B, N, D). Parameters: norm1, mixer, norm1_out, norm2, ffn, norm2_out. Arguments as in `PreNorm`."""
+    """x (B, N, D) -> (B, N, D). Parameters: norm1, mixer, norm1_out, norm2, ffn, norm2_out."""
 
     card = CARD
 
@@ -57,10 +59,12 @@ class PeriNorm(Module):
     ):
         rng = init.generator(seed)
         self.norm1 = as_norm(norm, dim, dtype=dtype)
-        self.mixer: Any = SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
+        self.mixer: Any = (
+            SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
+        )
         self.norm1_out = as_norm(norm, dim, dtype=dtype)
         self.norm2 = as_norm(norm, dim, dtype=dtype)
-        self.ffn = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
+        self.ffn: Any = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
         self.norm2_out = as_norm(norm, dim, dtype=dtype)
         self.dropout = Dropout(dropout)
 

@@ -5,8 +5,8 @@
 
     x  (B, N, D)   tokens;  Mixer mixes tokens, FFN acts on each
 
-A stack of these needs no final norm, but a learning-rate warm-up: gradients of the lower layers shrink with depth.
-Source: Attention Is All You Need, Vaswani et al., arXiv:1706.03762, 2017, section 3.1.
+A stack of these needs no final norm, but a learning-rate warm-up: gradients of the lower layers shrink
+with depth. Source: Attention Is All You Need, Vaswani et al., arXiv:1706.03762, 2017, section 3.1.
 Dropout acts on what a branch adds, before the sum.
 """
 
@@ -56,9 +56,11 @@ class PostNorm(Module):
     ):
         rng = init.generator(seed)
         self.norm1 = as_norm(norm, dim, dtype=dtype)
-        self.mixer: Any = SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
+        self.mixer: Any = (
+            SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
+        )
         self.norm2 = as_norm(norm, dim, dtype=dtype)
-        self.ffn = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
+        self.ffn: Any = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, *, rng: np.random.Generator | None = None, **options: Any) -> Tensor:

@@ -6,8 +6,8 @@
     x  (B, N, D)   tokens;  Mixer mixes tokens, FFN acts on each
 
 A stack of these needs one more norm before its output head; the model adds it.
-Source: On Layer Normalization in the Transformer Architecture, Xiong et al., arXiv:2002.04745, 2020, figure 1b.
-Dropout acts on what a branch adds.
+Source: On Layer Normalization in the Transformer Architecture, Xiong et al., arXiv:2002.04745, 2020,
+figure 1b. Dropout acts on what a branch adds.
 """
 
 from __future__ import annotations
@@ -62,9 +62,11 @@ class PreNorm(Module):
     ):
         rng = init.generator(seed)
         self.norm1 = as_norm(norm, dim, dtype=dtype)
-        self.mixer: Any = SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
+        self.mixer: Any = (
+            SoftmaxAttention(dim, heads=heads, seed=rng, dtype=dtype) if mixer is None else mixer
+        )
         self.norm2 = as_norm(norm, dim, dtype=dtype)
-        self.ffn = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
+        self.ffn: Any = GELUFFN(dim, seed=rng, dtype=dtype) if ffn is None else ffn
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, *, rng: np.random.Generator | None = None, **options: Any) -> Tensor:

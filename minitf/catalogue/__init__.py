@@ -1,4 +1,4 @@
-"""Finding variants: `mt.catalogue["gla"]`, `mt.catalogue.find("*attention*", kind="attention")`, `table()`."""
+"""Finding variants: `mt.catalogue["swiglu"]`, `mt.catalogue.find("*norm*", kind="block")`, `table()`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from minitf.registry import index, names, resolve, variant_class
 from minitf.nn import Card, Identity, Paper, identities
+from minitf.registry import index, names, resolve, variant_class
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def find(
     streams: bool | None = None,
     grid: str | None = None,
 ) -> list[Entry]:
-    """The entries whose name, alias or title matches the shell pattern and that have the given properties, by name."""
+    """The entries whose name, alias or title fits the shell pattern and that have the given properties."""
     wanted = {"kind": kind, "family": family, "causal": causal, "streams": streams, "grid": grid}
     found = []
     for name, card in index().items():

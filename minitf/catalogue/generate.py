@@ -12,7 +12,18 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
 # The rooms that hold variants.
-ROOMS = ("nn/norms", "nn/positions", "attention", "mixers", "ffn", "tokens", "blocks", "compress", "adapt", "decode")
+ROOMS = (
+    "nn/norms",
+    "nn/positions",
+    "attention",
+    "mixers",
+    "ffn",
+    "tokens",
+    "blocks",
+    "compress",
+    "adapt",
+    "decode",
+)
 INDEX_FILE = Path(__file__).parent / "_index.json"
 
 
@@ -51,7 +62,9 @@ def read_cards(path: Path, package: Path = PACKAGE) -> dict[str, dict[str, Any]]
                 if isinstance(line, ast.Assign) and getattr(line.targets[0], "id", "") == "card":
                     card = cards[line.value.id]  # type: ignore[attr-defined]
                     card.setdefault("aliases", {})
-                    card["papers"] = [dict(zip(("title", "arxiv", "year"), p, strict=True)) for p in card["papers"]]
+                    card["papers"] = [
+                        dict(zip(("title", "arxiv", "year"), p, strict=True)) for p in card["papers"]
+                    ]
                     entries[card["name"]] = {**card, "module": module, "class": node.name}
     return entries
 

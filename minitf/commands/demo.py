@@ -33,8 +33,9 @@ TITLE = "Moby-Dick, character by character"
 @click.option(
     "--backend", default="auto", show_default=True, help="Who computes: auto, reference, numba, ..."
 )
+@click.option("--threads", type=click.IntRange(min=1), help="BLAS threads.  [default: all cores but one]")
 @click.option("--force", is_flag=True, help="Replace a run that is there, instead of keeping it.")
-def command(out: Path, steps: int, seed: int, backend: str, force: bool) -> None:
+def command(out: Path, steps: int, seed: int, backend: str, threads: int | None, force: bool) -> None:
     """Train a small language model on Moby-Dick, about three minutes on two cores.
 
     It writes before and after, and leaves in the folder: the model and its checkpoint, the loss curve
@@ -47,18 +48,17 @@ def command(out: Path, steps: int, seed: int, backend: str, force: bool) -> None
       minitf demo --out runs/quick --steps 300
       minitf demo --force
     """
-    import minitf as mt
-
     from .info import machine_line
     from .progress import watching
-    from .training import Run, Settings, holds_run, losses, shown
+    from .training import Run, Settings, computing, default_threads, holds_run, losses, shown
 
     if not force and holds_run(out):
         say(f"The run that was in {out} is now in {set_aside(out)}.")
     # Fifteen validations: a curve that one can read, at little cost.
     training = {**TRAINING, "steps": steps, "seed": seed, "eval_every": max(1, steps // 15)}
-    with mt.use(backend):
-        run = Run(Settings("moby", "", "char", backend, MODEL, training))
+    threads = threads or default_threads()
+    with computing(backend, threads):
+        run = Run(Settings("moby", "", "char", backend, threads, MODEL, training))
         say(TITLE, bold=True)
         learn, test = len(run.data.train_ids), len(run.data.validation_ids)
         say(f"{learn:,} characters to learn from, {test:,} to be tested on, {run.tokenizer.vocab} kinds.")
@@ -123,5 +123,5 @@ def figures(run: Any, history: Any) -> dict[str, Any]:
         "parameters": run.model.count_parameters(),
         "seconds": round(history.seconds, 2),
         "tokens_per_s": round(tokens / history.seconds, 1),
-        **{name: {"nats": loss, "bits": loss / math.log(2)} for name, loss in nats.items()},
+        **{name: loss and {"nats": loss, "bits": loss / math.log(2)} for name, loss in nats.items()},
     }

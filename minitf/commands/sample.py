@@ -53,6 +53,8 @@ def command(
     from minitf.decode import generate
     from minitf.models import FileError, LanguageModel
 
+    from .training import computing, default_threads
+
     model = mt.load(folder)
     if not isinstance(model, LanguageModel):
         raise FileError(
@@ -67,7 +69,7 @@ def command(
     ids = tokenizer.encode(prompt) if prompt else first_ids(tokenizer)
     pieces = []
     begin = time.perf_counter()
-    with mt.use(backend):
+    with computing(backend, default_threads()):
         made = generate(model, ids, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         if not as_json:
             click.echo(prompt, nl=False)

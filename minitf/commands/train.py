@@ -80,11 +80,12 @@ def numbers_and_names(options: dict[str, tuple[Any, Any, str]]) -> Callable[[Any
 @click.option(
     "--backend", default="auto", show_default=True, help="Who computes: auto, reference, or a backend's name."
 )
+@click.option("--threads", type=click.IntRange(min=1), help="BLAS threads.  [default: all cores but one]")
 @click.option("--json", "as_json", is_flag=True, help="Write events as JSON, one on each line.")
 @click.pass_context
 def command(
     ctx: click.Context, task: str, text: Path | None, tokenizer: str, out: Path, resume: bool, force: bool,
-    backend: str, as_json: bool, **numbers: Any,
+    backend: str, threads: int | None, as_json: bool, **numbers: Any,
 ) -> None:  # fmt: skip
     """Train a language model on a text, and keep the run in a folder.
 
@@ -98,11 +99,10 @@ def command(
       minitf train --out runs/wide --dim 256 --heads 8 --ffn gelu --norm layernorm
       minitf train --out runs/moby --resume
     """
-    import minitf as mt
     from minitf.train import TrainingError
 
     from .progress import watching
-    from .training import Run, holds_run, last_loss, losses, saved_settings, shown
+    from .training import Run, computing, holds_run, last_loss, losses, saved_settings, shown
 
     def given(name: str) -> bool:
         return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -111,7 +111,7 @@ def command(
         raise click.UsageError("--resume goes on with a run and --force throws it away: give one of them")
     if text is not None and given("task"):
         raise click.UsageError("--task and --text both name the text to learn from: give one of them")
-    settings = settings_of(task, text, tokenizer, backend, numbers)
+    settings = settings_of(task, text, tokenizer, backend, threads, numbers)
     if resume:
         settings = changed(saved_settings(out), settings, given)
         # Killed before its first checkpoint: there is nothing to go on from, but it is known how it began.
@@ -121,7 +121,7 @@ def command(
             f"{out} already holds a run: --resume goes on with it, --force loses it and starts anew; "
             "or choose another --out"
         )
-    with mt.use(settings.backend):
+    with computing(settings.backend, settings.threads):
         run = Run(settings)
         with watching(as_json) as on_event:
             history = run.fit(out, resume, force, on_event)
@@ -141,9 +141,11 @@ def command(
         say(f"  {again} --steps {2 * history.step}")
 
 
-def settings_of(task: str, text: Path | None, tokenizer: str, backend: str, numbers: dict[str, Any]) -> Any:
+def settings_of(
+    task: str, text: Path | None, tokenizer: str, backend: str, threads: int | None, numbers: dict[str, Any]
+) -> Any:
     """The options as `Settings`. Raises click.BadParameter for an unknown task."""
-    from .training import TASKS, Settings
+    from .training import TASKS, Settings, default_threads
 
     if task not in TASKS:
         raise click.BadParameter(
@@ -154,6 +156,7 @@ def settings_of(task: str, text: Path | None, tokenizer: str, backend: str, numb
         text=str(text.resolve()) if text else "",
         tokenizer=tokenizer,
         backend=backend,
+        threads=threads or default_threads(),
         model={name: numbers[name] for name in MODEL_OPTIONS},
         training={name: numbers[name] for name in TRAINING_OPTIONS},
     )
@@ -162,7 +165,7 @@ def settings_of(task: str, text: Path | None, tokenizer: str, backend: str, numb
 def changed(saved: Any, now: Any, given: Callable[[str], bool]) -> Any:
     """The settings of a run, with what was given on the command line in place of what was saved."""
     values = asdict(now)
-    names = [name for name in ("tokenizer", "backend") if given(name)]
+    names = [name for name in ("tokenizer", "backend", "threads") if given(name)]
     if given("task") or given("text"):
         names += ["task", "text"]
     return replace(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from threadpoolctl import threadpool_limits
@@ -36,8 +37,8 @@ class Settings:
     """All that a run is made of.
 
     task: a name in TASKS, or "" if text is the path of a file. tokenizer: a name in TOKENIZERS.
-    backend: for `mt.use`. threads: for BLAS. model: fields of Config but `vocab`. training: fields of TrainConfig, whose seed is
-    that of the model too.
+    backend: for `mt.use`. threads: for BLAS. model: fields of Config but `vocab`.
+    training: fields of TrainConfig, whose seed is that of the model too.
     """
 
     task: str
@@ -160,10 +161,10 @@ def losses(nats: float | None) -> str:
     return "-" if nats is None else f"{nats:.3f} nats ({nats / math.log(2):.3f} bits)"
 
 
-def last_loss(history: History) -> float:
-    """The training loss in nats as a mean over the last fifty steps: single batches vary much."""
+def last_loss(history: History) -> float | None:
+    """The training loss in nats, a mean over fifty steps since batches vary; None without a log."""
     rows = history.rows[-50:]
-    return sum(row["loss"] for row in rows) / len(rows)
+    return fmean(row["loss"] for row in rows) if rows else None
 
 
 def shown(path: Path) -> str:

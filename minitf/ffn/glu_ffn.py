@@ -78,7 +78,7 @@ class GLUFFN(Module):
         return self.wd(h)
 
 
-def build(case: Case, act: str, bias: bool = True) -> GLUFFN:
+def build(case: Case, act: str, bias: bool = True) -> Any:
     layer = GLUFFN(case.dim, act=act, bias=bias, seed=case.seed, dtype="float64")
     rng = case.rng()
     for p in layer.parameters():

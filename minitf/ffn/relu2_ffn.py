@@ -1,4 +1,4 @@
-"""Squared-ReLU feed-forward network: as sparse as ReLU, and nearly as good as gated networks with two matrices.
+"""Squared-ReLU feed-forward network: as sparse as ReLU, nearly as good as gated networks.
 
     h = relu(x W1 + b1)^2
     y = h W2 + b2
@@ -8,8 +8,8 @@
 
 F = 4 D unless given; biases off unless asked for. Cost: 4 N D F operations; 2 D F parameters.
 Source: Primer, So et al., arXiv:2109.08668, 2021, section 3.
-Numerics: hidden values grow with the square of the input, so large inputs or a post-norm layout can blow up the
-variance; pre-norm keeps the input at unit scale.
+Numerics: hidden values grow with the square of the input, so large inputs or a post-norm layout can blow
+up the variance; pre-norm keeps the input at unit scale.
 """
 
 from __future__ import annotations
@@ -44,7 +44,13 @@ class ReLU2FFN(Module):
     card = CARD
 
     def __init__(
-        self, dim: int, *, hidden: int | None = None, bias: bool = False, seed: init.Seed = 0, dtype: Any = "float32"
+        self,
+        dim: int,
+        *,
+        hidden: int | None = None,
+        bias: bool = False,
+        seed: init.Seed = 0,
+        dtype: Any = "float32",
     ):
         rng = init.generator(seed)
         hidden = 4 * dim if hidden is None else hidden

@@ -43,7 +43,13 @@ class ReLUFFN(Module):
     card = CARD
 
     def __init__(
-        self, dim: int, *, hidden: int | None = None, bias: bool = True, seed: init.Seed = 0, dtype: Any = "float32"
+        self,
+        dim: int,
+        *,
+        hidden: int | None = None,
+        bias: bool = True,
+        seed: init.Seed = 0,
+        dtype: Any = "float32",
     ):
         rng = init.generator(seed)
         hidden = 4 * dim if hidden is None else hidden
@@ -56,7 +62,7 @@ class ReLUFFN(Module):
         return self.w2(h)
 
 
-def build(case: Case, **options: Any) -> ReLUFFN:
+def build(case: Case, **options: Any) -> Any:
     layer = ReLUFFN(case.dim, seed=case.seed, dtype="float64", **options)
     rng = case.rng()
     for p in layer.parameters():
@@ -94,7 +100,7 @@ def homogeneous(case: Case) -> tuple[Tensor, Tensor]:
 def hidden_split(case: Case) -> tuple[Tensor, Tensor]:
     layer, x = build(case, bias=False), case.tokens()
     f = layer.w1.weight.shape[1]
-    parts = 0.0
+    parts: Any = 0.0
     for cut in (slice(0, f // 3), slice(f // 3, f)):
         parts = parts + ops.relu(x @ layer.w1.weight[:, cut]) @ layer.w2.weight[cut]
     return parts, layer(x)

@@ -28,11 +28,13 @@ def uniform(rng: Seed, shape: tuple[int, ...], bound: float, dtype: Any = "float
 
 
 def xavier_uniform(rng: Seed, shape: tuple[int, int], gain: float = 1.0, dtype: Any = "float32") -> Array:
-    """Uniform with bound gain * sqrt(6 / (fan_in + fan_out)), for a weight (in, out) (Glorot and Bengio, 2010)."""
+    """Uniform with bound gain * sqrt(6 / (fan_in + fan_out)), for (in, out) (Glorot and Bengio, 2010)."""
     return uniform(rng, shape, gain * math.sqrt(6.0 / (shape[0] + shape[1])), dtype)
 
 
-def kaiming_normal(rng: Seed, shape: tuple[int, ...], gain: float = math.sqrt(2.0), dtype: Any = "float32") -> Array:
+def kaiming_normal(
+    rng: Seed, shape: tuple[int, ...], gain: float = math.sqrt(2.0), dtype: Any = "float32"
+) -> Array:
     """Normal with std gain / sqrt(fan_in), for a weight (..., in, out) (He et al., 2015)."""
     return normal(rng, shape, gain / math.sqrt(math.prod(shape[:-1])), dtype)
 

@@ -16,8 +16,8 @@ from .module import Module, Parameter
 class Linear(Module):
     """y = x W + b.
 
-    Parameters: weight (in, out), bias (out,) or None. The weight is uniform in +-1/sqrt(in) unless `values` gives
-    it; the bias starts at zero.
+    Parameters: weight (in, out), bias (out,) or None. The weight is uniform in +-1/sqrt(in) unless
+    `values` gives it; the bias starts at zero.
     """
 
     def __init__(
@@ -35,7 +35,9 @@ class Linear(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if x.shape[-1] != self.weight.shape[0]:
-            raise ShapeError(f"Linear: x {x.shape} must end in {self.weight.shape[0]}, the rows of the weight")
+            raise ShapeError(
+                f"Linear: x {x.shape} must end in {self.weight.shape[0]}, the rows of the weight"
+            )
         y = x @ self.weight
         return y if self.bias is None else y + self.bias
 
@@ -52,7 +54,7 @@ class Embedding(Module):
 
 
 class Dropout(Module):
-    """In training mode, zero elements with probability `rate` and scale up the others. Draws from the `rng` given."""
+    """In training mode, zero elements with probability `rate` and scale up the others, by the `rng` given."""
 
     def __init__(self, rate: float = 0.0):
         if not 0.0 <= rate < 1.0:
@@ -64,5 +66,7 @@ class Dropout(Module):
         if not self.training or self.rate == 0.0:
             return x
         if rng is None:
-            raise ValueError("dropout in training mode needs a generator: call with rng=np.random.default_rng(seed)")
+            raise ValueError(
+                "dropout in training mode needs a generator: call with rng=np.random.default_rng(seed)"
+            )
         return ops.dropout(x, self.rate, rng)

@@ -44,8 +44,8 @@ class Hook:
 class Module:
     """A function with parameters. Subclasses set parameters and modules as attributes and define `forward`.
 
-    A list or dictionary of modules counts as an attribute too: `self.blocks = [Block(...), ...]` gives the names
-    `blocks.0.norm1.weight` and so on.
+    A list or dictionary of modules counts as an attribute too: `self.blocks = [Block(...), ...]` gives the
+    names `blocks.0.norm1.weight` and so on.
 
     Attributes:
         training: whether layers such as dropout act; set by `train()` and `eval()`.
@@ -77,7 +77,7 @@ class Module:
         return self._add_hook(True, hook)
 
     def register_forward_hook(self, hook: Callable[..., Any]) -> Hook:
-        """Call hook(module, args, output) after each forward. What it returns, unless None, replaces the output."""
+        """Call hook(module, args, output) after each forward. What it returns replaces the output."""
         return self._add_hook(False, hook)
 
     def _add_hook(self, before: bool, hook: Callable[..., Any]) -> Hook:
@@ -143,7 +143,7 @@ class Module:
         return self.train(False)
 
     def to(self, target: Any) -> Self:
-        """Move all parameters to a device ("cpu", "cuda") or convert them to a dtype ("float32", ...), in place."""
+        """Move all parameters to a device ("cpu", "cuda") or to a dtype ("float32", ...), in place."""
         for _, t in self._named_tensors():
             if target in ("cpu", "cuda"):
                 t.data = to_device(t.data, target)
@@ -194,7 +194,9 @@ class Module:
     def __repr__(self) -> str:
         children = dict(self.named_children())
         if not children:
-            shapes = [f"{n}: {v.shape}" for n, v in self.__dict__.items() if isinstance(v, (Parameter, Buffer))]
+            shapes = [
+                f"{n}: {v.shape}" for n, v in self.__dict__.items() if isinstance(v, (Parameter, Buffer))
+            ]
             return f"{type(self).__name__}({', '.join(shapes)})"
         inner = "\n".join(f"({name}): {child!r}" for name, child in children.items())
         return f"{type(self).__name__}(\n  " + inner.replace("\n", "\n  ") + "\n)"

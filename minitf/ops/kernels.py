@@ -22,7 +22,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
@@ -137,6 +136,9 @@ def backends() -> dict[str, ModuleType]:
     global _discovered
     if not _discovered:
         _discovered = True
+        # Imported here: it is slow, and most programs ask for no kernels.
+        from importlib.metadata import entry_points
+
         for point in entry_points(group="minitf.backends"):
             if point.name not in _backends:
                 try:

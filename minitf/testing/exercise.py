@@ -1,4 +1,4 @@
-"""Exercises that check themselves: the check runs at once, and says what differs instead of stopping the notebook."""
+"""Exercises that check themselves: a check says what differs instead of stopping the notebook."""
 
 from __future__ import annotations
 

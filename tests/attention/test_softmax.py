@@ -38,7 +38,11 @@ def naive(q, k, v, visible):
 def test_against_loops(nq: int, nk: int, groups: tuple[int, int], causal: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     h, hkv = groups
-    q, k, v = rng.standard_normal((2, h, nq, 3)), rng.standard_normal((2, hkv, nk, 3)), rng.standard_normal((2, hkv, nk, 5))
+    q, k, v = (
+        rng.standard_normal((2, h, nq, 3)),
+        rng.standard_normal((2, hkv, nk, 3)),
+        rng.standard_normal((2, hkv, nk, 5)),
+    )
     mask = rng.random((2, h, nq, nk)) < 0.7
     visible = mask & (np.arange(nk) <= np.arange(nq)[:, None] + nk - nq) if causal else mask
     got = mt.ops.softmax_attention(mt.tensor(q), mt.tensor(k), mt.tensor(v), mask=mask, causal=causal).data

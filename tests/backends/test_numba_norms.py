@@ -53,13 +53,20 @@ def test_equal_to_the_definition(name, dtype, shape, width, view, shift, seed):
     # A gradient is a difference of terms of this size, which may cancel: rounding is relative to the terms.
     spread = x - x.mean(-1, keepdims=True) if name == "layer_norm" else x
     smallest = np.sqrt(np.min(np.mean(spread**2, axis=-1), initial=1.0) + 1e-6)
-    terms = np.max(np.abs(g), initial=1.0) * np.max(np.abs(arrays[1])) / smallest * (1 + np.max(np.abs(x), initial=0.0))
+    terms = (
+        np.max(np.abs(g), initial=1.0)
+        * np.max(np.abs(arrays[1]))
+        / smallest
+        * (1 + np.max(np.abs(x), initial=0.0))
+    )
     for i, (e, p, f, a) in enumerate(zip(exact, plain, fast, again, strict=True)):
         scale = np.max(np.abs(e), initial=terms)
         # Earned: twice the plain code's own error in this precision, and a few units in the last place.
         allowed = 2 * np.max(np.abs(p - e), initial=0.0) + 8 * np.finfo(dtype).eps * scale
         error = np.max(np.abs(f - e), initial=0.0)
-        assert error <= allowed, f"{name} {dtype} result {i}: kernel off by {error:.2g}, allowed {allowed:.2g}"
+        assert error <= allowed, (
+            f"{name} {dtype} result {i}: kernel off by {error:.2g}, allowed {allowed:.2g}"
+        )
         assert np.array_equal(f, a), f"{name} result {i}: two runs differ"
         assert f.dtype == p.dtype
     assert all(np.array_equal(a, b) for a, b in zip(narrow, before, strict=True)), "inputs were modified"
@@ -94,5 +101,5 @@ def test_importing_compiles_nothing():
     import subprocess
     import sys
 
-    code = "import sys, minitf, minitf_numba, minitf_cupy; assert 'numba' not in sys.modules and 'cupy' not in sys.modules"
+    code = "import sys, minitf, minitf_numba, minitf_cupy; assert not {'numba', 'cupy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -24,7 +24,11 @@ def test_find_and_getitem() -> None:
     assert mt.catalogue["swiglu"].name == "glu_ffn"
     assert "softmax" in mt.catalogue and "nothing" not in mt.catalogue
     assert [e.name for e in mt.catalogue.find(kind="ffn", family="gated")] == ["glu_ffn"]
-    assert {e.name for e in mt.catalogue.find("*norm*", kind="block")} == {"pre_norm", "post_norm", "peri_norm"}
+    assert {e.name for e in mt.catalogue.find("*norm*", kind="block")} == {
+        "pre_norm",
+        "post_norm",
+        "peri_norm",
+    }
     assert len(mt.catalogue.table()) == len(mt.catalogue)
     json.dumps(mt.catalogue.table())
 
@@ -34,7 +38,7 @@ def test_unknown_names_suggest_the_closest() -> None:
         mt.build("softmax_atention", 8)
     with pytest.raises(UnknownVariantError, match="is of kind 'ffn'"):
         resolve("swiglu", ("attention",))
-    with pytest.raises(TypeError, match="it takes: .*hidden"):
+    with pytest.raises(TypeError, match=r"it takes: .*hidden"):
         mt.build("swiglu", 8, hiden=3)
     with pytest.raises(ValueError, match="positive integer"):
         mt.build("swiglu", 0)
@@ -54,7 +58,8 @@ def test_aliases_set_options() -> None:
 def test_nothing_is_imported_before_it_is_needed() -> None:
     code = (
         "import sys, minitf as mt; early = [m for m in sys.modules if m.startswith('minitf.')];"
-        "assert not any(r in m for m in early for r in ('attention.softmax', 'ffn', 'blocks', 'models', 'train')), early;"
+        "rooms = ('attention.softmax', 'ffn', 'blocks', 'models', 'train');"
+        "assert not any(r in m for m in early for r in rooms), early;"
         "assert not {'numba', 'cupy', 'matplotlib', 'rich', 'hypothesis', 'safetensors'} & set(sys.modules);"
         "mt.build('swiglu', 8);"
         "assert 'minitf.ffn.glu_ffn' in sys.modules and 'minitf.ffn.relu_ffn' not in sys.modules"
@@ -63,7 +68,10 @@ def test_nothing_is_imported_before_it_is_needed() -> None:
 
 
 def test_rooms_import_only_what_stands_above_them() -> None:
-    order = "engine ops nn attention mixers ffn tokens blocks compress adapt interpret decode models tasks train distributed testing catalogue viz commands"
+    order = (
+        "engine ops nn attention mixers ffn tokens blocks compress adapt interpret decode models tasks train "
+        "distributed testing catalogue viz commands"
+    )
     rank = {room: i for i, room in enumerate(order.split())}
     package = Path(mt.__file__).parent
     for path in package.rglob("*.py"):
@@ -75,7 +83,9 @@ def test_rooms_import_only_what_stands_above_them() -> None:
             if words[:1] == ["from"] and words[1].startswith("minitf."):
                 other = words[1].split(".")[1]
                 if other in rank:
-                    assert rank[other] <= rank[room], f"{path.relative_to(package)} imports {other}, which stands below it"
+                    assert rank[other] <= rank[room], (
+                        f"{path.relative_to(package)} imports {other}, which stands below it"
+                    )
 
 
 def test_cards_must_be_literal(tmp_path: Path) -> None:

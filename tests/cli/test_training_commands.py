@@ -17,7 +17,7 @@ from rich.live import Live
 
 import minitf as mt
 from minitf.cli import main
-from minitf.commands import progress, sample
+from minitf.commands import info, progress, sample, training
 from minitf.tasks import ByteTokenizer
 from minitf.train import TextData, TrainConfig, fit
 
@@ -100,15 +100,18 @@ def test_same_seed_gives_the_same_run(tmp_path: Path, run: Path) -> None:
 
 def test_options_reach_the_model_and_the_training(tmp_path: Path, text: Path) -> None:
     options = "--variant mqa --ffn gelu --norm layernorm --position alibi --block parallel --dropout 0.1"
-    more = (
-        "--tokenizer byte --lr 0.01 --warmup 1 --weight-decay 0 --clip 2 --accumulate 2 --backend reference"
-    )
+    options += " --tokenizer byte --backend reference --threads 2"
+    more = "--lr 0.01 --warmup 1 --weight-decay 0 --clip 2 --accumulate 2"
     out = tmp_path / "a"
     call("train", "--text", text, "--out", out, "--steps", 2, *TINY, *options.split(), *more.split())
     config = mt.load(out).config
     assert (config.attention, config.ffn, config.norm) == ("mqa", "gelu", "layernorm")
     assert (config.position, config.block, config.dropout, config.vocab) == ("alibi", "parallel", 0.1, 256)
-    training = json.loads((out / "run.json").read_text())["training"]
+    settings = json.loads((out / "run.json").read_text())
+    assert (settings["backend"], settings["threads"]) == ("reference", 2), (
+        "a resumed run would compute otherwise"
+    )
+    training = settings["training"]
     assert (training["lr"], training["clip"], training["accumulate"]) == (0.01, 2.0, 2)
 
 
@@ -383,3 +386,14 @@ def test_live_display_shows_every_number() -> None:
 )
 def test_clock(seconds: float | None, expected: str) -> None:
     assert progress.clock(seconds) == expected
+
+
+def test_threads_are_limited_and_given_back() -> None:
+    def count() -> int:
+        return max(pool["num_threads"] for pool in info.thread_pools())
+
+    before, mode = count(), mt.active()
+    with training.computing("auto", 1):
+        assert count() == 1 and mt.active() == "auto", "the run computes with more threads than it was given"
+    assert count() == before and mt.active() == mode, "the settings outlive the run"
+    assert 1 <= training.default_threads() <= max(1, info.usable_cores() - 1)

@@ -65,7 +65,9 @@ def test_positions_with_a_batch_axis() -> None:
     for name in ("rope", "alibi"):
         layer = SoftmaxAttention(8, heads=2, position=name, dtype="float64")
         error = np.max(np.abs(layer(x, positions=n).data - layer(x).data))
-        assert error <= 1e-12, f"{name}: only differences of positions may matter, but the output moved by {error:.2g}"
+        assert error <= 1e-12, (
+            f"{name}: only differences of positions may matter, but the output moved by {error:.2g}"
+        )
 
 
 def test_learned_positions_refuse_what_they_never_saw() -> None:

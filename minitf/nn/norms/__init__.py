@@ -1,12 +1,13 @@
 """Normalisation layers, one file each."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ..module import Module
 from .layernorm import LayerNorm
 from .rmsnorm import RMSNorm
 
-NORMS: dict[str, type[Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+NORMS: dict[str, Callable[..., Module]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
 def as_norm(norm: str, dim: int, **options: Any) -> Any:

@@ -35,7 +35,7 @@ CARD = Card(
     grid="any",
     complexity="8 N D",
     properties=("token_wise",),
-    basis="paper text; numbers compared with torch.nn.LayerNorm",
+    basis="paper text; compared with torch in the GPT-2 parity test",
 )
 
 
@@ -62,4 +62,6 @@ def shift_and_scale(case: Case) -> tuple[Tensor, Tensor]:
 @identity("the output has mean 0 and mean square 1 (eps = 0, unit gain)")
 def moments(case: Case) -> tuple[Tensor, Any]:
     y = ops.layer_norm(case.tokens(), eps=0.0)
-    return ops.stack([y.mean(axis=-1), (y * y).mean(axis=-1)]), np.stack([np.zeros(y.shape[:-1]), np.ones(y.shape[:-1])])
+    return ops.stack([y.mean(axis=-1), (y * y).mean(axis=-1)]), np.stack(
+        [np.zeros(y.shape[:-1]), np.ones(y.shape[:-1])]
+    )

@@ -34,7 +34,7 @@ CARD = Card(
     grid="any",
     complexity="4 N D",
     properties=("token_wise",),
-    basis="published code: microsoft/unilm Diff-Transformer/rms_norm.py; numbers compared with torch.nn.RMSNorm",
+    basis="published code: microsoft/unilm Diff-Transformer/rms_norm.py",
 )
 
 

@@ -36,5 +36,12 @@ def as_position(position: Position | str, **options: Any) -> Position:
 
 
 __all__ = [
-    "POSITIONS", "ALiBi", "LearnedPosition", "NoPosition", "Position", "RoPE", "SinusoidalPosition", "as_position",
-]  # fmt: skip
+    "POSITIONS",
+    "ALiBi",
+    "LearnedPosition",
+    "NoPosition",
+    "Position",
+    "RoPE",
+    "SinusoidalPosition",
+    "as_position",
+]

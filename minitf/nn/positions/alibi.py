@@ -5,8 +5,8 @@
 
     S  (B, H, Nq, Nk)   scores;  m  (H,)   slopes
 
-For other H, with P the largest power of two below: the slopes of P heads, then every second slope of 2P heads,
-from the first, until there are H.
+For other H, with P the largest power of two below: the slopes of P heads, then every second slope of 2P
+heads, from the first, until there are H.
 
 Source: Train Short, Test Long, Press et al., arXiv:2108.12409, 2021, section 3.
 Numerics: the bias is built in float64 and follows the dtype of the scores.
@@ -54,7 +54,9 @@ class ALiBi(Position):
 
     card = CARD
 
-    def __init__(self, dim: int = 0, *, heads: int = 4, context: int = 0, seed: Any = 0, dtype: Any = "float32"):
+    def __init__(
+        self, dim: int = 0, *, heads: int = 4, context: int = 0, seed: Any = 0, dtype: Any = "float32"
+    ):
         self.slopes = slopes(heads)
 
     def bias(self, queries: Any, keys: Any) -> Array:

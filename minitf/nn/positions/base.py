@@ -23,7 +23,7 @@ class Position(Module):
         return x
 
     def bias(self, queries: Any, keys: Any) -> Any:
-        """What is added to the scores, (H, Nq, Nk) or (B, H, Nq, Nk), for positions of queries and keys; or None."""
+        """What is added to the scores, (H, Nq, Nk) or (B, H, Nq, Nk), for two lists of positions; or None."""
         return None
 
 

@@ -45,14 +45,18 @@ class LearnedPosition(Position):
 
     card = CARD
 
-    def __init__(self, dim: int, *, heads: int = 1, context: int = 256, seed: init.Seed = 0, dtype: Any = "float32"):
+    def __init__(
+        self, dim: int, *, heads: int = 1, context: int = 256, seed: init.Seed = 0, dtype: Any = "float32"
+    ):
         self.weight = Parameter(init.normal(seed, (context, dim), 0.02, dtype))
 
     def forward(self, x: Tensor, positions: Any) -> Tensor:
         """x + E[positions]. Raises ValueError for positions outside the table."""
         n, limit = as_positions(positions), len(self.weight)
         if n.size and not (n.min() >= 0 and n.max() < limit):
-            raise ValueError(f"positions {n.min()}..{n.max()} are outside the {limit} that were learned; use a larger context")
+            raise ValueError(
+                f"positions {n.min()}..{n.max()} are outside the {limit} that were learned: use a larger one"
+            )
         return x + ops.embedding(n, self.weight)
 
     embed = forward

@@ -19,7 +19,11 @@ CARD = Card(
     title="No positional encoding",
     kind="position",
     family="none",
-    papers=(Paper("The Impact of Positional Encoding on Length Generalization in Transformers", "2305.19466", 2023),),
+    papers=(
+        Paper(
+            "The Impact of Positional Encoding on Length Generalization in Transformers", "2305.19466", 2023
+        ),
+    ),
     causal=True,
     streams=False,
     grid="any",
@@ -35,7 +39,9 @@ class NoPosition(Position):
 
     card = CARD
 
-    def __init__(self, dim: int = 0, *, heads: int = 1, context: int = 0, seed: Any = 0, dtype: Any = "float32"):
+    def __init__(
+        self, dim: int = 0, *, heads: int = 1, context: int = 0, seed: Any = 0, dtype: Any = "float32"
+    ):
         pass
 
     def forward(self, x: Tensor, positions: Any = None) -> Tensor:

@@ -6,8 +6,8 @@
     x  (B, H, N, d)   queries or keys, not values;  n  (N,) or (B, N)   positions
 
 Source: RoFormer, Su et al., arXiv:2104.09864, 2021, equation 34.
-Differs from the paper: `interleaved=False` pairs (j, j + d/2) instead, as LLaMA-type code does. The two differ by
-a fixed permutation of the columns of W_q and W_k.
+Differs from the paper: `interleaved=False` pairs (j, j + d/2) instead, as LLaMA-type code does. The two
+differ by a fixed permutation of the columns of W_q and W_k.
 Numerics: angles in float64; the rotation in the dtype of x. The rotation itself is the operation `ops.rope`.
 """
 

@@ -7,8 +7,8 @@
     x  (B, N, D)   token embeddings;  n  (N,) or (B, N)   positions
 
 Source: Attention Is All You Need, Vaswani et al., arXiv:1706.03762, 2017, section 3.5.
-Differs from the paper: embeddings are not multiplied by sqrt(D) first, so those of a small initial scale are drowned
-by the waves, whose amplitude is 1, until they have grown. For odd D the last cosine is left out.
+Differs from the paper: embeddings are not multiplied by sqrt(D) first, so those of a small initial scale
+are drowned by the waves, whose amplitude is 1, until they have grown. For odd D the last cosine is left out.
 Numerics: angles in float64, then the dtype of x.
 """
 
@@ -34,7 +34,7 @@ CARD = Card(
     grid="1d",
     complexity="N D",
     properties=(),
-    basis="published code: tensorflow/tensor2tensor get_timing_signal_1d (block layout); paper text (interleaved)",
+    basis="published code: tensorflow/tensor2tensor get_timing_signal_1d; paper text",
     aliases={"sinusoidal": {}},
 )
 
@@ -52,7 +52,14 @@ class SinusoidalPosition(Position):
     card = CARD
 
     def __init__(
-        self, dim: int, *, heads: int = 1, context: int = 0, base: float = 10000.0, seed: Any = 0, dtype: Any = "float32"
+        self,
+        dim: int,
+        *,
+        heads: int = 1,
+        context: int = 0,
+        base: float = 10000.0,
+        seed: Any = 0,
+        dtype: Any = "float32",
     ):
         self.base = base
 
