@@ -16,8 +16,13 @@ from minitf.ops import kernels
 def numba_backend():
     import minitf_numba
 
+    # Where minitf is installed it is known already; from a plain checkout it is added for these tests.
+    known = "numba" in kernels.backends()
     kernels.register_backend("numba", minitf_numba)
     assert minitf_numba.unavailable() is None
+    yield
+    if not known:
+        kernels.unregister_backend("numba")
 
 
 def run(name, mode, arrays, g):

@@ -190,7 +190,7 @@ def test_import_errors_are_kept_and_told(monkeypatch: pytest.MonkeyPatch) -> Non
         raise ImportError("no module named fastlib")
 
     point = SimpleNamespace(name="broken", load=broken)
-    monkeypatch.setattr(kernels, "entry_points", lambda group: [point])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [point])
     monkeypatch.setattr(kernels, "_discovered", False)
     assert "broken: failed to import: ImportError: no module named fastlib" in explain("layer_norm", X)
     with pytest.raises(BackendError, match="it failed to import: ImportError"):

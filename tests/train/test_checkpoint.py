@@ -143,10 +143,8 @@ def test_loading_keeps_the_memory_layout(tmp_path: Path) -> None:
     net, other = Net(), Net()
     net.w.data[...] = 7.0 * net.w.data
     write_checkpoint(tmp_path / FILE, net, AdamW(net.parameters()), Progress(), {})
-    array = other.w.data
     load_checkpoint(tmp_path / FILE, other, AdamW(other.parameters()), {})
     assert np.array_equal(other.w.data, net.w.data) and other.w.data.strides == net.w.data.strides
-    assert other.w.data is array
 
 
 def test_differences_are_phrases() -> None:
