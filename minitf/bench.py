@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import MinitfError, tensor
+from minitf.machine import machine_line
 
 # Steps of a chain on 8x8 float64 arrays: y is the running value, w a parameter, k a constant, lib has `tanh`.
 # (operations in a step, step)
@@ -183,7 +182,7 @@ def run(benchmarks: Sequence[Callable[[int], list[Row]]] = (), repetitions: int 
     before = spin()
     rows = [row for benchmark in benchmarks or BENCHMARKS for row in benchmark(repetitions)]
     return {
-        "machine": machine(),
+        "machine": machine_line(("torch", "autograd")),
         "warnings": foreign_load(before, spin()),
         "rows": [asdict(row) for row in rows],
     }
@@ -219,17 +218,6 @@ def importable(name: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-def machine() -> str:
-    """One line: processor, cores, versions of Python, NumPy and the libraries beside minitf."""
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    libraries = ["numpy", *(n for n in ("torch", "autograd") if n in sys.modules)]
-    versions = [f"{n} {getattr(sys.modules[n], '__version__', '')}".strip() for n in libraries]
-    return ", ".join([name, f"{os.cpu_count()} cores", f"Python {platform.python_version()}", *versions])
 
 
 def text(report: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ def test_rows_and_table() -> None:
         assert row["unit"] == "us/op" and row["ratio"] > 0
     ours = [row for row in report["rows"] if row["library"] == "minitf"]
     assert len(ours) == len(bench.CHAINS) and all(row["ratio"] == 1.0 for row in ours)
-    assert f"numpy {np.__version__}" in report["machine"] and "cores" in report["machine"]
+    assert f"NumPy {np.__version__}" in report["machine"] and "cores" in report["machine"]
     shown = bench.text(report)
     assert "tanh(y) * w - w" in shown and "times minitf" in shown
 

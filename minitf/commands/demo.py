@@ -48,7 +48,8 @@ def command(out: Path, steps: int, seed: int, backend: str, threads: int | None,
       minitf demo --out runs/quick --steps 300
       minitf demo --force
     """
-    from .info import machine_line
+    from minitf.machine import machine_line
+
     from .progress import watching
     from .training import Run, Settings, computing, default_threads, holds_run, losses, shown
 
@@ -107,7 +108,8 @@ def draw(run: Any, history: Any, out: Path) -> None:
 
 def figures(run: Any, history: Any) -> dict[str, Any]:
     """What the run is, how well it did and how fast it was, for report.json."""
-    from .info import machine_line
+    from minitf.machine import machine_line
+
     from .training import last_loss
 
     nats = {

@@ -17,7 +17,9 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from .info import backends, thread_pools, usable_cores
+from minitf.machine import thread_pools, usable_cores
+
+from .info import backends
 from .lessons import ROOT, install_command
 from .output import PIP, print_json, say
 

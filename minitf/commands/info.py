@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +14,7 @@ import numpy as np
 
 import minitf
 from minitf import registry
+from minitf.machine import cpu_name, thread_pools, usable_cores
 from minitf.ops import kernels
 
 from .output import heading, print_json, print_table, say
@@ -78,40 +77,6 @@ def command(as_json: bool) -> None:
     print_table(("kind", "variants"), [(kind, str(count)) for kind, count in about["variants"].items()])
 
 
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    if sys.platform == "darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        if asked.stdout.strip():
-            return asked.stdout.strip()
-    return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine_line() -> str:
-    """The machine in one line, for reports."""
-    blas = ", ".join(f"{pool['internal_api']} ({pool['num_threads']} threads)" for pool in thread_pools())
-    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
-    return f"{cpu_name()}, {usable_cores()} cores, {versions}, {blas or 'no known BLAS'}"
-
-
-def thread_pools() -> list[dict[str, Any]]:
-    """The BLAS libraries in this process, with their threads."""
-    from threadpoolctl import threadpool_info
-
-    return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-
-
 def describe_pool(pool: dict[str, Any]) -> dict[str, Any]:
     return {"name": pool["internal_api"], "version": pool["version"], "threads": pool["num_threads"]}
 
@@ -147,6 +112,6 @@ def backends() -> list[dict[str, Any]]:
     ]
     failed = [
         {"name": name, "problem": f"failed to import: {why}", "operations": []}
-        for name, why in sorted(kernels._failures.items())
+        for name, why in sorted(kernels.failures().items())
     ]
     return found + failed

@@ -16,12 +16,11 @@ from threadpoolctl import threadpool_limits
 
 from minitf import use
 from minitf.decode import generate
+from minitf.machine import usable_cores
 from minitf.models import Config, FileError, LanguageModel
 from minitf.models.files import read_json, reason
 from minitf.tasks import ByteTokenizer, CharTokenizer, load_moby
 from minitf.train import History, TextData, TrainConfig, fit, read_checkpoint
-
-from .info import usable_cores
 
 TASKS: dict[str, Callable[[], str]] = {"moby": load_moby}
 TOKENIZERS: dict[str, Callable[[str], Any]] = {

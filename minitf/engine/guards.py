@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from .tape import Tensor
 
 
+# What users call, for operations whose recorded part has a name of its own.
+PUBLIC = {
+    "concat_parts": "concat",
+    "stack_parts": "stack",
+    "einsum_pairs": "einsum",
+    "softmax_rows": "softmax",
+    "pad_constant": "pad",
+    "getitem": "x[index]",
+}
+
+
 def agree(op: Op, args: Sequence[Any], values: list[Any]) -> np.dtype[Any] | None:
     """Check that the tensors among `args` may meet; return the precision of the result, None for no floats.
 
@@ -59,8 +70,9 @@ def explained(op: Op, values: Sequence[Any], error: Exception) -> MinitfError | 
         return None
     shapes = [v.shape for v in values if hasattr(v, "shape")]
     reason = str(error)
+    name = PUBLIC.get(op.name, op.name)
     if isinstance(error, IndexError):
-        return PositionError(f"{op.name}: shape {', '.join(map(str, shapes[:1]))}: {reason}")
+        return PositionError(f"{name}: shape {', '.join(map(str, shapes[:1]))}: {reason}")
     if len(shapes) == 2 and op.name == "matmul" and all(shapes):
         left, right = shapes[0][-1], shapes[1][-2 if len(shapes[1]) > 1 else 0]
         if left != right:
@@ -69,7 +81,7 @@ def explained(op: Op, values: Sequence[Any], error: Exception) -> MinitfError | 
             reason = f"batch {axes_that_differ(shapes[0][:-2], shapes[1][:-2], 3)}"
     elif len(shapes) == 2 and isinstance(op.body, np.ufunc):
         reason = axes_that_differ(*shapes) or reason
-    return ShapeError(f"{op.name}: shapes {' and '.join(map(str, shapes)) or '()'} do not fit: {reason}")
+    return ShapeError(f"{name}: shapes {' and '.join(map(str, shapes)) or '()'} do not fit: {reason}")
 
 
 def axes_that_differ(left: tuple[int, ...], right: tuple[int, ...], last: int = 1) -> str:

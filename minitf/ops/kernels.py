@@ -148,6 +148,12 @@ def backends() -> dict[str, ModuleType]:
     return _backends
 
 
+def failures() -> dict[str, str]:
+    """Why backends failed to import, by name."""
+    backends()
+    return dict(_failures)
+
+
 def register_backend(name: str, module: Any) -> None:
     """Add a backend by hand, for tests and notebooks; packages use the entry-point group instead."""
     _backends[name] = module

@@ -50,7 +50,7 @@ def loss_curve(
     axes.grid(color=PALE)
     axes.set_axisbelow(True)
     axes.spines["top"].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(frameon=True, framealpha=1.0, edgecolor="none", loc="upper right")
     if title:
         axes.set_title(title, color=INK, parse_math=False)
     return picture.finish(save)

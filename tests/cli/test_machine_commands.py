@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import minitf
-from minitf import bench, catalogue
+from minitf import bench, catalogue, machine
 from minitf.cli import main
 from minitf.commands import doctor, info, lessons
 from minitf.ops import kernels
@@ -60,7 +60,7 @@ def test_info_shows_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_machine_line_is_one_line() -> None:
-    line = info.machine_line()
+    line = machine.machine_line()
     assert "\n" not in line and np.__version__ in line and "cores" in line, f"odd line: {line!r}"
 
 

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.live import Live
 
 import minitf as mt
+from minitf import machine
 from minitf.cli import main
-from minitf.commands import info, progress, sample, training
+from minitf.commands import progress, sample, training
 from minitf.tasks import ByteTokenizer
 from minitf.train import TextData, TrainConfig, fit
 
@@ -390,10 +391,10 @@ def test_clock(seconds: float | None, expected: str) -> None:
 
 def test_threads_are_limited_and_given_back() -> None:
     def count() -> int:
-        return max(pool["num_threads"] for pool in info.thread_pools())
+        return max(pool["num_threads"] for pool in machine.thread_pools())
 
     before, mode = count(), mt.active()
     with training.computing("auto", 1):
         assert count() == 1 and mt.active() == "auto", "the run computes with more threads than it was given"
     assert count() == before and mt.active() == mode, "the settings outlive the run"
-    assert 1 <= training.default_threads() <= max(1, info.usable_cores() - 1)
+    assert 1 <= training.default_threads() <= max(1, machine.usable_cores() - 1)
