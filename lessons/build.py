@@ -40,8 +40,8 @@ def offline(*args, **options):
     raise OSError("a lesson must not use the network")
 socket.socket.connect = socket.getaddrinfo = offline
 warnings.simplefilter("error")
-# The kernel's own, when it is told to stop.
-warnings.filterwarnings("ignore", module="ipykernel")
+# The kernel's own, when it starts and when it is told to stop.
+warnings.filterwarnings("ignore", module="ipykernel|tornado|asyncio|zmq")
 del offline, socket, warnings
 """
 

@@ -344,16 +344,16 @@ RULES: dict[str, Rule] = {
     # --- gathering and scattering
     "getitem": (lambda g, y, x, index: F.scatter(g, index, x.shape),),
     "scatter": (lambda g, y, x, index, shape: g[index],),
-    "take_along_axis": (lambda g, y, x, index, axis=-1: F.scatter_add(F.zeros_like(x), index, g, axis),),
+    "take_along_axis": (lambda g, y, x, indices, axis=-1: F.scatter_add(F.zeros_like(x), indices, g, axis),),
     "put_along_axis": (
-        lambda g, y, x, index, values, axis=-1: F.put_along_axis(g, index, 0.0, axis),
+        lambda g, y, x, indices, values, axis=-1: F.put_along_axis(g, indices, 0.0, axis),
         None,
-        lambda g, y, x, index, values, axis=-1: F.take_along_axis(g, index, axis),
+        lambda g, y, x, indices, values, axis=-1: F.take_along_axis(g, indices, axis),
     ),
     "scatter_add": (
-        lambda g, y, x, index, values, axis=-1: g,
+        lambda g, y, x, indices, values, axis=-1: g,
         None,
-        lambda g, y, x, index, values, axis=-1: F.take_along_axis(g, index, axis),
+        lambda g, y, x, indices, values, axis=-1: F.take_along_axis(g, indices, axis),
     ),
     "straight_through": (None, lambda g, y, hard, soft: g),
     # --- linear algebra

@@ -21,9 +21,9 @@ def ones(shape: Shape, dtype: Any = "float32", requires_grad: bool = False) -> T
     return Tensor(np.ones(shape, dtype=dtype), requires_grad)
 
 
-def full(shape: Shape, value: float, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
-    """`value` everywhere."""
-    return Tensor(np.full(shape, value, dtype=dtype), requires_grad)
+def full(shape: Shape, fill_value: float, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+    """`fill_value` everywhere."""
+    return Tensor(np.full(shape, fill_value, dtype=dtype), requires_grad)
 
 
 def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Tensor:
@@ -38,6 +38,6 @@ def eye(n: int, dtype: Any = "float32") -> Tensor:
     return Tensor(np.eye(n, dtype=dtype))
 
 
-def linspace(start: float, stop: float, count: int, dtype: Any = "float32") -> Tensor:
-    """`count` numbers from `start` to `stop`, both included, evenly spaced."""
-    return Tensor(np.linspace(start, stop, count, dtype=dtype))
+def linspace(start: float, stop: float, num: int, dtype: Any = "float32") -> Tensor:
+    """`num` numbers from `start` to `stop`, both included, evenly spaced."""
+    return Tensor(np.linspace(start, stop, num, dtype=dtype))

@@ -116,18 +116,18 @@ def minimum(a: Like, b: Like) -> Tensor:
     """The smaller of a and b. Where they are equal, each gets half of the gradient."""
 
 
-def clip(x: Like, low: float | None = None, high: float | None = None) -> Tensor:
-    """x limited to [low, high] (numbers; None: no limit). The gradient passes on the closed interval.
+def clip(x: Like, min: float | None = None, max: float | None = None) -> Tensor:
+    """x limited to [min, max] (numbers; None: no limit). The gradient passes on the closed interval.
 
     Raises:
-        ValueError: low > high.
+        ValueError: min > max.
     """
-    if low is not None and high is not None and low > high:
-        raise ValueError(f"clip: low={low} is above high={high}")
-    if low is not None:
-        x = where(x < low, low, x)
-    if high is not None:
-        x = where(x > high, high, x)
+    if min is not None and max is not None and min > max:
+        raise ValueError(f"clip: min={min} is above max={max}")
+    if min is not None:
+        x = where(x < min, min, x)
+    if max is not None:
+        x = where(x > max, max, x)
     return x
 
 

@@ -74,24 +74,24 @@ def along(index: Array, axis: int, shape: tuple[int, ...]) -> tuple[Array, ...]:
 
 
 @primitive
-def take_along_axis(x: Like, index: Like, axis: int = -1) -> Tensor:
-    """Element index[..., j, ...] of x along `axis`; `index` is an integer array of as many axes as x."""
-    return array_module(x).take_along_axis(x, index, axis=axis)
+def take_along_axis(x: Like, indices: Like, axis: int = -1) -> Tensor:
+    """Element indices[..., j, ...] of x along `axis`; `indices` is an integer array of as many axes as x."""
+    return array_module(x).take_along_axis(x, indices, axis=axis)
 
 
 @primitive
-def put_along_axis(x: Like, index: Like, values: Like, axis: int = -1) -> Tensor:
-    """A copy of x with `values` at the positions `index` along `axis`. No position may occur twice."""
+def put_along_axis(x: Like, indices: Like, values: Like, axis: int = -1) -> Tensor:
+    """A copy of x with `values` at the positions `indices` along `axis`. No position may occur twice."""
     out = x.copy()
-    out[along(index, axis, x.shape)] = values
+    out[along(indices, axis, x.shape)] = values
     return out
 
 
 @primitive
-def scatter_add(x: Like, index: Like, values: Like, axis: int = -1) -> Tensor:
-    """A copy of x with `values` added at the positions `index` along `axis`. Positions may repeat."""
+def scatter_add(x: Like, indices: Like, values: Like, axis: int = -1) -> Tensor:
+    """A copy of x with `values` added at the positions `indices` along `axis`. Positions may repeat."""
     out = x.copy()
-    array_module(x).add.at(out, along(index, axis, x.shape), values)
+    array_module(x).add.at(out, along(indices, axis, x.shape), values)
     return out
 
 

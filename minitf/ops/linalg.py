@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,12 +87,20 @@ def einsum(subscripts: str, *operands: Like) -> Tensor:
     return einsum_pairs(*arrays, subscripts=",".join(labels) + "->" + output)
 
 
-def tensordot(a: Like, b: Like, axes: int = 2) -> Tensor:
-    """Sum over the last `axes` axes of a and the first `axes` axes of b."""
-    letters = string.ascii_letters
-    left = letters[: a.ndim]
-    right = letters[a.ndim - axes : a.ndim - axes + b.ndim]
-    return einsum(f"{left},{right}->{left[: a.ndim - axes]}{right[axes:]}", a, b)
+def tensordot(a: Like, b: Like, axes: int | tuple[Sequence[int], Sequence[int]] = 2) -> Tensor:
+    """Sum of products over pairs of axes; the other axes of a come first, then those of b.
+
+    Args:
+        a, b: any shapes.
+        axes: the number of last axes of a and first axes of b, or two lists of axes that belong together.
+    """
+    of_a, of_b = (range(a.ndim - axes, a.ndim), range(axes)) if isinstance(axes, int) else axes
+    left = list(string.ascii_lowercase[: a.ndim])
+    right = list(string.ascii_uppercase[: b.ndim])
+    for i, j in zip(of_a, of_b, strict=True):
+        right[j] = left[i]
+    kept = [c for c in left if c not in right] + [c for c in right if c not in left]
+    return einsum(f"{''.join(left)},{''.join(right)}->{''.join(kept)}", a, b)
 
 
 @primitive

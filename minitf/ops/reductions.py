@@ -45,15 +45,15 @@ def min(x: Like, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 @primitive
-def argmax(x: Like, axis: int | None = None) -> Tensor:
+def argmax(x: Like, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The index of the largest element; the lower index wins a tie. A constant to differentiation."""
-    return np.argmax(x, axis=axis)
+    return np.argmax(x, axis=axis, keepdims=keepdims)
 
 
 @primitive
-def argmin(x: Like, axis: int | None = None) -> Tensor:
+def argmin(x: Like, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """The index of the smallest element; the lower index wins a tie. A constant to differentiation."""
-    return np.argmin(x, axis=axis)
+    return np.argmin(x, axis=axis, keepdims=keepdims)
 
 
 @primitive

@@ -151,7 +151,7 @@ def test_integers_become_floats_where_they_must() -> None:
         ("min shared", ops.min, [1.0, 1.0, 1.0], [1 / 3, 1 / 3, 1 / 3]),
         ("clip closed", lambda x: ops.clip(x, 0.0, 1.0), [-1.0, 0.0, 0.5, 1.0, 2.0],
         [0.0, 1.0, 1.0, 1.0, 0.0]),
-        ("clip below", lambda x: ops.clip(x, low=0.0), [-1.0, 0.0, 9.0], [0.0, 1.0, 1.0]),
+        ("clip below", lambda x: ops.clip(x, min=0.0), [-1.0, 0.0, 9.0], [0.0, 1.0, 1.0]),
         ("pow at exponent 0", lambda x: x**0, [0.0, 2.0], [0.0, 0.0]),
         ("pow array exponent", lambda x: x ** np.array([0.0, 1.0, 2.0]), [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]),
         ("exponent of base 0", lambda x: np.array([0.0]) ** x, [2.0], [0.0]),
@@ -182,6 +182,6 @@ def test_extremes_do_not_overflow() -> None:
 def test_gelu_and_clip_refuse_nonsense() -> None:
     with pytest.raises(ValueError, match="'none' or 'tanh'"):
         ops.gelu(tensor([1.0]), approximate="fast")
-    with pytest.raises(ValueError, match="low=2"):
+    with pytest.raises(ValueError, match="min=2"):
         ops.clip(tensor([1.0]), 2, 1)
     check_grad(lambda x: ops.gelu(x, approximate="tanh"), np.array([-1.0, 0.3, 2.0]))

@@ -153,3 +153,17 @@ def test_split_tile_and_triangles() -> None:
     assert np.array_equal(ops.one_hot(tensor([2, 0]), 3).numpy(), np.eye(3)[[2, 0]])
     with pytest.raises(ShapeError, match="axis 1 of shape"):
         ops.squeeze(tensor(x), 1)
+
+
+def test_tensordot_values() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 3, 4)), rng.standard_normal((4, 2, 5))
+    for axes in (0, 1, ((2,), (0,)), ((0, 2), (1, 0))):
+        got = ops.tensordot(tensor(a), tensor(b), axes=axes).data
+        assert np.max(np.abs(got - np.tensordot(a, b, axes=axes))) <= 1e-12, f"tensordot over {axes} differs"
+
+
+def test_argmax_keeps_the_axis_on_request() -> None:
+    x = tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]])
+    assert np.array_equal(ops.argmax(x, axis=1, keepdims=True).data, [[1], [0]])
+    assert np.array_equal(ops.argmin(x, axis=0).data, [0, 1, 1])

@@ -141,7 +141,7 @@ def test_creation() -> None:
     assert np.array_equal(ops.arange(2, 8, 3).numpy(), [2, 5]) and np.array_equal(
         ops.arange(3).numpy(), [0, 1, 2]
     )
-    assert np.array_equal(ops.linspace(0, 1, 3, dtype="float64").numpy(), [0.0, 0.5, 1.0])
+    assert np.array_equal(ops.linspace(0, 1, num=3, dtype="float64").numpy(), [0.0, 0.5, 1.0])
     assert (
         np.array_equal(ops.zeros_like(tensor([1, 2])).numpy(), [0, 0])
         and ops.ones_like(np.ones(2)).dtype == float
