@@ -1,5 +1,22 @@
-"""Checks that users run on their own work."""
+"""Checks that users run on their own work.
 
+from minitf.testing import check_variant
+check_variant("softmax_attention")
+check_variant(MyMixer, kind="token_mixer", claims=("causal", "streams"))
+"""
+
+from minitf.nn import Case
+
+from . import checks
+from .checks import CHECKS
+from .doors import cases_for, check_variant, parametrize_with_checks, variant_checks
 from .exercise import ExerciseError, exercise
+from .report import CheckError, Report, Result
+from .subject import CLAIMS, KINDS, Subject, UsageError, from_file, subject
 
-__all__ = ["ExerciseError", "exercise"]
+__all__ = [
+    "check_variant", "variant_checks", "parametrize_with_checks",
+    "CHECKS", "CLAIMS", "KINDS", "Case", "CheckError", "Report", "Result", "Subject", "UsageError",
+    "cases_for", "checks", "from_file", "subject",
+    "ExerciseError", "exercise",
+]  # fmt: skip

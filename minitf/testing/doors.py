@@ -1,0 +1,206 @@
+"""The three doors to the checks: call them, walk through them, hand them to pytest."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from minitf import ops
+from minitf.nn import Case
+
+from .checks import CHECKS
+from .report import CheckError, Report, Result
+from .subject import Subject, UsageError, known, subject
+
+# How many smaller cases are tried once one has failed.
+SHRINKING = 100
+
+
+def check_variant(
+    variant: Any,
+    *,
+    kind: str | None = None,
+    claims: Iterable[str] = (),
+    reference: Any = None,
+    checks: Iterable[str] | None = None,
+    examples: int = 100,
+    backends: Iterable[str] = ("reference",),
+    expected_failures: Mapping[str, str] | None = None,
+    on_fail: str | None = "raise",
+) -> Report:
+    """Run every check that applies to a variant.
+
+    Args:
+        variant, kind, claims, reference: what is checked, as `subject` takes it.
+        checks: names from `CHECKS`; all if left out.
+        examples: cases that a check draws; slow checks draw a fixed share of that.
+        backends: modes of `mt.use` to run under.
+        expected_failures: check name -> reason. One that passes nevertheless counts as failed.
+        on_fail: "raise" a CheckError, "warn", or None to look at the results alone.
+
+    Returns:
+        One result for each check and backend: a list that prints as a table.
+
+    Raises:
+        UsageError: an unknown check, claim or kind, or a variant that cannot be built.
+        CheckError: a check failed; its text has the table and four lines for each failure.
+    """
+    if on_fail not in ("raise", "warn", None):
+        raise UsageError(f"on_fail must be 'raise', 'warn' or None, not {on_fail!r}")
+    one = subject(variant, kind=kind, claims=claims, reference=reference)
+    excuses = {known("check", name, CHECKS): reason for name, reason in (expected_failures or {}).items()}
+    results = [
+        run_check(one, name, examples, backend, excuses.get(name))
+        for backend in backends
+        for name in chosen(checks, examples)
+    ]
+    report = Report(one.name, results)
+    if report.failed and on_fail == "raise":
+        raise CheckError(report)
+    if report.failed and on_fail == "warn":
+        warnings.warn(str(report), stacklevel=2)
+    return report
+
+
+def variant_checks(
+    variant: Any,
+    *,
+    kind: str | None = None,
+    claims: Iterable[str] = (),
+    reference: Any = None,
+    checks: Iterable[str] | None = None,
+    examples: int = 100,
+    backends: Iterable[str] = ("reference",),
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Walk through the checks that apply: pairs of an id such as "swiglu-causal" and a call that runs it.
+
+    Arguments as in `check_variant`. The call raises CheckError if the check fails.
+    """
+    one = subject(variant, kind=kind, claims=claims, reference=reference)
+    backends = tuple(backends)
+    for backend in backends:
+        for name in chosen(checks, examples):
+            if not CHECKS[name].excuse(one):  # type: ignore[attr-defined]
+                where = f"-{backend}" if len(backends) > 1 else ""
+                yield f"{one.name}-{name}{where}", partial(_insist, one, name, examples, backend)
+
+
+def parametrize_with_checks(
+    variants: Iterable[Any], *, expected_failures: Mapping[str, str] | None = None, **options: Any
+) -> Any:
+    """Make one pytest test of every check of every variant; the test takes `check` and calls it.
+
+        @parametrize_with_checks(["swiglu", MyMixer], examples=20)
+        def test_variant(check):
+            check()
+
+    Options as in `variant_checks`, the same for all. Expected failures become strict xfail marks.
+    """
+    import pytest
+
+    excuses = {known("check", name, CHECKS): reason for name, reason in (expected_failures or {}).items()}
+    rows = []
+    for variant in variants:
+        for words, call in variant_checks(variant, **options):
+            reason = excuses.get(call.args[1])  # type: ignore[attr-defined]
+            marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+            rows.append(pytest.param(call, id=words, marks=marks))
+    return pytest.mark.parametrize("check", rows)
+
+
+def chosen(checks: Iterable[str] | None, examples: int) -> list[str]:
+    """The names of the checks to run. Raises UsageError for what is not one."""
+    if isinstance(checks, str):
+        raise UsageError(f"checks is a list of names: checks=[{checks!r}]")
+    if examples < 1:
+        raise UsageError(f"examples must be at least 1, not {examples}")
+    return list(CHECKS) if checks is None else [known("check", name, CHECKS) for name in checks]
+
+
+def cases_for(one: Subject, small: bool = False) -> st.SearchStrategy[Case]:
+    """Cases that fit a subject. They shrink to one token of one head of width 2, seed 0."""
+    t = st.sampled_from([1, 2, 3, 4] if small else [*range(1, 10), 16, 17])
+    h, d = st.sampled_from([1, 2] if small else [1, 2, 4]), st.sampled_from([2, 4] if small else [2, 4, 6, 8])
+    if one.width:
+        # An instance has the width that it has.
+        h, d = st.just(1), st.just(one.width)
+    return st.builds(Case, b=st.integers(1, 2 if small else 3), t=t, h=h, d=d, seed=st.integers(0, 2**32 - 1))
+
+
+def run_check(one: Subject, name: str, examples: int, backend: str, expected: str | None = None) -> Result:
+    """Run one check on cases that hypothesis draws, and shrink a failure to the smallest case."""
+    check: Any = CHECKS[name]
+    excuse = check.excuse(one)
+    if excuse:
+        return Result(name, backend, "not applicable", excuse)
+    count = max(1, round(examples * check.share))
+    # Every case that failed, in the order they came; hypothesis asks for some again.
+    failures: dict[Case, Exception] = {}
+    smallest: list[Case] = []
+    tries = 0
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        report_multiple_bugs=False,
+        print_blob=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=cases_for(one, check.small))
+    def run(case: Case) -> None:
+        nonlocal tries
+        tries += bool(failures)
+        if case not in failures and tries <= SHRINKING:
+            try:
+                check(one, case)
+            except Exception as error:
+                failures[case] = error
+        if case in failures:
+            # The last to arrive here is the smallest.
+            smallest[:] = [case]
+            raise failures[case]
+
+    begin = time.perf_counter()
+    try:
+        # A wrong variant may divide by zero: that is for the checks to say.
+        with np.errstate(all="ignore"), ops.kernels.use(backend):
+            run()
+    except Exception:
+        if not failures:
+            raise
+    seconds = time.perf_counter() - begin
+    if not failures:
+        if expected:
+            words = f"was expected to fail ({expected}), but passes: remove it from expected_failures"
+            return Result(name, backend, "failed", words, None, count, seconds)
+        return Result(name, backend, "passed", "", None, count, seconds)
+    case, error = smallest[0], failures[smallest[0]]
+    said = isinstance(error, AssertionError) and str(error)
+    reason = said or f"{type(error).__name__}: {error}"
+    if expected:
+        return Result(name, backend, "expected failure", expected, case, count, seconds)
+    return Result(name, backend, "failed", reason, case, count, seconds, snippet(one, name, case))
+
+
+def snippet(one: Subject, name: str, case: Case) -> str:
+    """Four lines that run one check on one case."""
+    first, made = one.code
+    return (
+        f"{first}\nfrom minitf.testing import Case, checks, subject\nvariant = {made}\n"
+        f"checks.{name}(variant, {case})"
+    )
+
+
+def _insist(one: Subject, name: str, examples: int, backend: str) -> None:
+    result = run_check(one, name, examples, backend)
+    if result.status == "failed":
+        raise CheckError(Report(one.name, [result]))

@@ -1,0 +1,261 @@
+"""What a check is given: one way to build and call a variant, whatever it was handed in as."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minitf import ops
+from minitf.engine import MinitfError, Tensor
+from minitf.nn import Case, Module
+from minitf.registry import build, variant_class
+
+KINDS = {
+    "token_mixer": "x (B, N, D) -> (B, N, D), tokens see each other",
+    "channel_mixer": "x (..., D) -> (..., D), each token on its own",
+    "block": "x (B, N, D) -> (B, N, D), mixers with a skip path",
+    "position": "a position scheme: embed, rotate, bias",
+    "attention_function": "f(q, k, v, mask=None), all (B, H, N, d) -> (B, H, N, d)",
+}
+# The kinds of the catalogue, as the checks see them.
+CATALOGUE_KINDS = {
+    "attention": "token_mixer",
+    "mixer": "token_mixer",
+    "ffn": "channel_mixer",
+    "norm": "channel_mixer",
+}
+# What a variant may claim, or list in the properties of its card. Each turns the check of its name on.
+CLAIMS = (
+    "causal", "streams", "token_wise", "row_stochastic", "batch_independent", "permutation_equivariant",
+    "permutation_equivariant_without_causal", "norm_preserving",
+)  # fmt: skip
+
+
+class UsageError(MinitfError, ValueError):
+    """A call of the testing API that cannot be carried out; the message lists what there is."""
+
+
+def known(what: str, name: str, allowed: Iterable[str]) -> str:
+    """The name, if it is allowed. Raises UsageError with the closest name and all others."""
+    allowed = list(allowed)
+    if name in allowed:
+        return name
+    close = difflib.get_close_matches(str(name), allowed, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"unknown {what} {name!r}.{hint} There are: {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A variant, ready to be checked. Made by `subject`.
+
+    Attributes:
+        name: for people. kind: one of `KINDS`. claims: names from `CLAIMS`.
+        build: called with the keywords of `accepts` among dim, heads, seed, dtype, causal; gives the layer.
+        width: D where it is fixed, as for an instance.
+        masks: whether a call takes `mask`.
+        home: the object whose file holds the identities, or None.
+        reference: what it must equal, or None.
+        code: the line that imports it (or names it) and the expression that makes this subject.
+    """
+
+    name: str
+    kind: str
+    claims: frozenset[str]
+    build: Callable[..., Any]
+    accepts: frozenset[str]
+    width: int | None
+    masks: bool
+    home: Any
+    reference: Subject | None
+    code: tuple[str, str]
+
+    @property
+    def axis(self) -> int:
+        """The axis of tokens in every input and in the output."""
+        return 2 if self.kind == "attention_function" else 1
+
+    def layer(self, case: Case, dtype: str = "float64", **options: Any) -> Any:
+        """The layer of this case, in eval mode."""
+        dim = self.width or case.dim
+        wanted = {"dim": dim, "heads": case.h, "seed": case.seed, "dtype": dtype}
+        layer = self.build(**{k: v for k, v in wanted.items() if k in self.accepts}, **options)
+        if isinstance(layer, Module):
+            layer.eval()
+            if "dtype" not in self.accepts:
+                layer.to(dtype)
+        return layer
+
+    def inputs(self, case: Case, dtype: str = "float64", more: int = 0) -> tuple[Tensor, ...]:
+        """Standard normal inputs with `more` tokens than the case says."""
+        rng, n = case.rng(), case.t + more
+        if self.kind == "attention_function":
+            return tuple(
+                Tensor(rng.standard_normal((case.b, case.h, n, case.d)).astype(dtype)) for _ in range(3)
+            )
+        return (Tensor(rng.standard_normal((case.b, n, self.width or case.dim)).astype(dtype)),)
+
+
+def subject(
+    variant: Any, *, kind: str | None = None, claims: Iterable[str] = (), reference: Any = None
+) -> Subject:
+    """Prepare a variant for the checks.
+
+    Args:
+        variant: a name of the catalogue, a Module class, a Module, a factory, or f(q, k, v, mask=None).
+            Classes and factories are called with those keywords of dim, heads, seed, dtype that they take.
+        kind: one of `KINDS`. Needed unless the variant has a card.
+        claims: properties that must hold, beside those on the card.
+        reference: anything that `variant` may be; outputs and gradients must equal its own. The state of the
+            variant is loaded into it first. For a function, a name is that of an operation of `minitf.ops`.
+
+    Raises:
+        UsageError: unknown kind or claim, or something that cannot be built.
+        UnknownVariantError: no such name in the catalogue.
+    """
+    card, cls = _card(variant)
+    if kind is None and card is None:
+        raise UsageError(f"{_name(variant)} has no card: say kind=, one of: {', '.join(KINDS)}")
+    if isinstance(claims, str):
+        raise UsageError(f"claims is a list of names: claims=[{claims!r}]")
+    kind = CATALOGUE_KINDS.get(kind or card.kind, kind or card.kind)
+    known("kind", kind, KINDS)
+    wanted = tuple(known("claim", claim, CLAIMS) for claim in claims)
+    properties = [p for p in (card.properties if card else ()) if p in CLAIMS]
+    every = frozenset(properties) | frozenset(wanted)
+    line, expression = _code(variant)
+    options = [f"kind={kind!r}"] if card is None else []
+    options += [f"claims={wanted!r}"] if wanted else []
+    options += [f"reference={_code(reference)[1]}"] if reference is not None else []
+    code = (line, f"subject({', '.join([expression, *options])})")
+    if kind == "attention_function":
+        if not callable(variant):
+            raise UsageError(f"an attention_function is called as f(q, k, v); {variant!r} cannot be")
+        masks = "mask" in _parameters(variant)
+        other = _function_reference(reference, every)
+        return Subject(
+            _name(variant), kind, every, lambda: variant, frozenset(), None, masks, variant, other, code
+        )
+    make, accepts, width = _builder(variant, cls)
+    other = None if reference is None else subject(reference, kind=kind)
+    one = Subject(_name(variant), kind, every, make, accepts, width, False, cls, other, code)
+    if cls is None:
+        # What a factory makes is known once it has made one.
+        layer = one.layer(Case())
+        cls = type(layer) if isinstance(layer, Module) else None
+        forward = _parameters(layer.forward if cls else layer)
+    else:
+        forward = _parameters(cls.forward)
+    masks = "mask" in forward or (kind == "block" and "options" in forward)
+    return replace(one, masks=masks, home=cls)
+
+
+def from_file(path: str, name: str) -> Any:
+    """The object `name` of a Python file.
+
+    Raises:
+        UsageError: no such file, or nothing of that name in it.
+    """
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise UsageError(f"there is no file {path}")
+    module = sys.modules.get(file.stem)
+    if module is None or getattr(module, "__file__", None) != str(file):
+        # A file may be called as some installed module is: then it gets a name of its own.
+        own = file.stem if file.stem not in sys.modules else f"minitf_checked_{file.stem}"
+        spec = importlib.util.spec_from_file_location(own, file)
+        if spec is None or spec.loader is None:
+            raise UsageError(f"{path} is not a Python file")
+        module = sys.modules[own] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        known(f"name in {path}", name, [k for k, v in vars(module).items() if callable(v) and k[0] != "_"])
+    return getattr(module, name)
+
+
+def _card(variant: Any) -> tuple[Any, Any]:
+    """The card, if there is one, and the class, if it is one."""
+    if isinstance(variant, str):
+        cls = variant_class(variant)
+    elif isinstance(variant, type):
+        cls = variant
+    else:
+        cls = type(variant) if isinstance(variant, Module) else None
+    return getattr(cls, "card", None), cls
+
+
+def _name(variant: Any) -> str:
+    if isinstance(variant, str):
+        return variant
+    return getattr(variant, "__name__", type(variant).__name__)
+
+
+def _parameters(f: Any) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(f).parameters)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{f!r} does not say which arguments it takes: wrap it in a function") from error
+
+
+def _builder(variant: Any, cls: Any) -> tuple[Callable[..., Any], frozenset[str], int | None]:
+    """How to build it, the keywords it takes, and its width where that is fixed."""
+    if isinstance(variant, str):
+        make: Any = functools.partial(build, variant)
+        return make, frozenset({"dim", "heads", "seed", "dtype"}) | set(_parameters(cls)), None
+    if isinstance(variant, Module):
+        return functools.partial(copy.deepcopy, variant), frozenset(), _width(variant)
+    if not callable(variant):
+        raise UsageError(f"{variant!r} is neither a name, a class, an instance nor a factory")
+    takes = _parameters(variant)
+    given = {"dim", "heads", "seed", "dtype"}
+    rest = [k for k, p in takes.items() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    needed = [k for k, p in takes.items() if p.default is p.empty and k not in {*given, *rest}]
+    if needed:
+        raise UsageError(
+            f"{_name(variant)} needs {', '.join(needed)}; a class or factory is called with dim, heads, seed "
+            "and dtype, as far as it takes them. Wrap it: lambda dim, heads, seed: ..."
+        )
+    accepts = set(takes) | (given if rest else set())
+    width = None if "dim" in accepts else _width(variant())
+    return variant, frozenset(accepts), width
+
+
+def _width(layer: Any) -> int:
+    """D of a layer that exists already."""
+    sizes = [p.shape[0] for p in layer.parameters() if p.ndim] if isinstance(layer, Module) else []
+    return int(getattr(layer, "dim", sizes[0] if sizes else 8))
+
+
+def _function_reference(reference: Any, claims: frozenset[str]) -> Subject | None:
+    if reference is None:
+        return None
+    if isinstance(reference, str):
+        operations = [n for n in dir(ops) if {"q", "k", "v"} <= set(_arguments(getattr(ops, n)))]
+        function = getattr(ops, known("reference", reference, operations))
+        if "causal" in claims:
+            function = functools.partial(function, causal=True)
+        reference = function
+    return subject(reference, kind="attention_function")
+
+
+def _arguments(f: Any) -> Iterable[str]:
+    return _parameters(f) if inspect.isfunction(f) else ()
+
+
+def _code(variant: Any) -> tuple[str, str]:
+    """The line that a reader needs first, and the expression for the variant."""
+    if variant is None or isinstance(variant, str):
+        return "import minitf as mt", repr(variant)
+    name, module = getattr(variant, "__qualname__", ""), getattr(variant, "__module__", "__main__")
+    if name.isidentifier() and module != "__main__":
+        return f"from {module} import {name}", name
+    shown = name if name.isidentifier() else "variant"
+    return f"# {shown}: the {type(variant).__name__} that was checked", shown

@@ -1,0 +1,204 @@
+"""The doors of the testing API: what they accept, what they return, and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import minitf as mt
+from minitf.cli import main
+from minitf.nn import Linear, Module
+from minitf.registry import UnknownVariantError, index
+from minitf.testing import (
+    CHECKS,
+    CLAIMS,
+    CheckError,
+    UsageError,
+    check_variant,
+    from_file,
+    parametrize_with_checks,
+    variant_checks,
+)
+
+FUNCTIONS = Path(__file__).parents[1] / "broken" / "functions.py"
+
+
+class RunningMean(Module):
+    """y_t = W mean(x_1 .. x_t), as a user would write it."""
+
+    def __init__(self, dim: int, seed: int = 0):
+        self.w = Linear(dim, dim, seed=seed)
+
+    def forward(self, x: mt.Tensor) -> mt.Tensor:
+        counts = mt.ops.arange(1, x.shape[1] + 1)[:, None]
+        return self.w(mt.ops.cumsum(x, axis=1) / counts)
+
+
+def passed(report: Any) -> set[str]:
+    return {r.check for r in report if r.status == "passed"}
+
+
+def few(variant: Any, **options: Any) -> Any:
+    return check_variant(variant, examples=8, **options)
+
+
+def test_a_class_an_instance_and_a_factory() -> None:
+    mine = {"kind": "token_mixer", "claims": ("causal",)}
+    common = {"causal", "gradients", "finite", "batch_independent"}
+    assert common | {"state_dict_round_trip"} <= passed(few(RunningMean, **mine))
+    assert common <= passed(few(RunningMean(6), **mine)), "an instance keeps its width"
+    assert common <= passed(few(lambda dim, seed: RunningMean(dim, seed), **mine))
+    masked = passed(few(lambda dim: mt.build("softmax", dim), kind="token_mixer"))
+    assert "mask_rule" in masked, "what a factory makes takes a mask"
+    assert common <= passed(few(lambda: RunningMean(4), **mine)), "a factory without arguments has one width"
+
+
+def test_an_alias_and_a_class_with_a_card() -> None:
+    assert "row_stochastic" in passed(few("mqa"))
+    assert passed(few(mt.catalogue["softmax"].load())) == passed(few("softmax"))
+
+
+def test_a_reference_may_be_a_name_a_class_or_a_function() -> None:
+    def attend(q: mt.Tensor, k: mt.Tensor, v: mt.Tensor, mask: Any = None) -> mt.Tensor:
+        return mt.ops.softmax_attention(q, k, v, mask=mask, causal=True)
+
+    own = {"kind": "attention_function", "claims": ("causal",)}
+    assert {"reference", "causal", "mask_rule"} <= passed(few(attend, reference="softmax_attention", **own))
+    assert "reference" in passed(few(attend, reference=attend, **own))
+    assert "reference" in passed(few(RunningMean, reference=RunningMean, kind="token_mixer"))
+    with pytest.raises(CheckError, match="differs from right"):
+        few(attend, reference=from_file(str(FUNCTIONS), "right"), **own)
+
+
+def test_results_are_data() -> None:
+    report = few("swiglu")
+    assert [r.check for r in report] == list(CHECKS), "one row for each check, in order"
+    assert "causal is not claimed" in str(report) and "token_wise" in report._repr_html_()
+    data = json.loads(report.to_json())
+    assert data["ok"] and data["name"] == "swiglu" and len(data["results"]) == len(CHECKS)
+    assert all(r.reason for r in report if r.status == "not applicable"), "each omission needs its reason"
+
+
+def test_a_failure_prints_four_lines_that_fail() -> None:
+    wrong = from_file(str(FUNCTIONS), "leaks_the_future")
+    options = {"kind": "attention_function", "claims": ("causal",), "checks": ["causal"]}
+    with pytest.raises(CheckError) as failure:
+        few(wrong, **options)
+    (result,) = failure.value.report
+    assert result.snippet in str(failure.value), "the message must hold the snippet"
+    assert len(result.snippet.splitlines()) == 4
+    # In the folder of the file the four lines run as they are.
+    run = subprocess.run(
+        [sys.executable, "-c", result.snippet], cwd=FUNCTIONS.parent, capture_output=True, text=True,
+        env={"PYTHONPATH": ":".join([str(FUNCTIONS.parent), *sys.path])},
+    )  # fmt: skip
+    assert run.returncode == 1 and result.reason in run.stderr, f"the snippet says {run.stderr}"
+    with pytest.warns(UserWarning, match="leaks_the_future"):
+        few(wrong, on_fail="warn", **options)
+    assert few(wrong, on_fail=None, **options).failed
+
+
+def test_expected_failures() -> None:
+    wrong = from_file(str(FUNCTIONS), "large_negative_number")
+    options = {"kind": "attention_function", "checks": ["mask_rule"]}
+    (result,) = few(wrong, expected_failures={"mask_rule": "known"}, **options)
+    assert (result.status, result.reason) == ("expected failure", "known")
+    with pytest.raises(CheckError, match="but passes: remove it"):
+        few("swiglu", checks=["finite"], expected_failures={"finite": "wrongly expected"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"checks": ["causl"]},
+            r"unknown check 'causl'. Did you mean 'causal'\? There are: shapes",
+        ),
+        ({"checks": "causal"}, r"a list of names: checks=\['causal'\]"),
+        ({"claims": "causal"}, r"a list of names: claims=\['causal'\]"),
+        ({"claims": ("stream",)}, r"unknown claim 'stream'. Did you mean 'streams'\? There are: causal"),
+        ({"kind": "token_mixr"}, "unknown kind 'token_mixr'. Did you mean 'token_mixer'"),
+        ({"expected_failures": {"causl": ""}}, "unknown check 'causl'"),
+        ({"on_fail": "panic"}, "on_fail must be"),
+        ({"examples": 0}, "at least 1"),
+    ],
+)
+def test_wrong_use_says_what_there_is(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_variant("swiglu", **options)
+
+
+def test_what_cannot_be_checked() -> None:
+    with pytest.raises(UsageError, match="has no card: say kind=, one of: token_mixer"):
+        check_variant(RunningMean)
+    with pytest.raises(UsageError, match="needs hidden; a class or factory is called with dim, heads"):
+        check_variant(lambda dim, hidden: None, kind="channel_mixer")
+    with pytest.raises(UsageError, match="does not say which arguments"):
+        check_variant(min, kind="attention_function")
+    with pytest.raises(UsageError, match=r"unknown reference 'sofmax_attention'. Did you mean 'softmax_att"):
+        check_variant(lambda q, k, v: v, kind="attention_function", reference="sofmax_attention")
+    with pytest.raises(UnknownVariantError, match="the closest are: softmax"):
+        check_variant("sofmax")
+
+
+def test_every_property_on_a_card_is_a_check() -> None:
+    for name, card in index().items():
+        unknown = set(card["properties"]) - set(CLAIMS)
+        assert not unknown, f"{name} declares {unknown}, which no check looks at"
+
+
+def test_backends() -> None:
+    report = few("rmsnorm", backends=("reference", "auto"), checks=["finite"])
+    assert [r.backend for r in report] == ["reference", "auto"] and "finite [auto]" in str(report)
+
+
+def test_walking_through_the_checks() -> None:
+    ids = dict(variant_checks("rope", examples=3))
+    assert set(ids) == {"rope-identities", "rope-state_dict_round_trip", "rope-norm_preserving"}
+    for call in ids.values():
+        call()
+
+
+@parametrize_with_checks(["rmsnorm"], examples=3)
+def test_parametrized(check: Any) -> None:
+    check()
+
+
+@parametrize_with_checks(
+    [from_file(str(FUNCTIONS), "large_negative_number")],
+    kind="attention_function",
+    checks=["mask_rule", "batch_independent"],
+    expected_failures={"mask_rule": "a large negative number is not -inf"},
+    examples=5,
+)
+def test_parametrized_with_an_expected_failure(check: Any) -> None:
+    check()
+
+
+def test_command_line() -> None:
+    call = CliRunner().invoke
+    good = call(main, ["check", "rope", "--examples", "3"])
+    assert good.exit_code == 0 and "3 passed" in good.output, good.output
+    own = [
+        "check",
+        f"{FUNCTIONS}:leaks_the_future",
+        "--kind",
+        "attention_function",
+        "--claim",
+        "causal",
+        "--examples",
+        "5",
+    ]
+    bad = call(main, own)
+    assert bad.exit_code == 1 and "checks.causal(variant, Case(b=1, t=2" in bad.output, bad.output
+    data = json.loads(call(main, [*own, "--json"]).output)
+    assert not data["ok"]
+    missing = call(main, ["check", f"{FUNCTIONS}:leak_the_future"])
+    assert missing.exit_code == 1 and "Did you mean 'leaks_the_future'" in missing.output
+    assert "no file nowhere.py" in call(main, ["check", "nowhere.py:X"]).output
