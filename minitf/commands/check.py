@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import click
 
 from minitf.testing import CLAIMS, KINDS, check_variant, from_file
@@ -37,6 +40,8 @@ def command(
       minitf check mine.py:MyMixer --kind token_mixer --claim causal
       minitf check mine.py:attend --kind attention_function --reference softmax_attention
     """
+    # Otherwise hypothesis leaves a folder of notes wherever the user stands.
+    os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "hypothesis"))
     path, colon, inner = name.rpartition(":")
     variant = from_file(path, inner) if colon else name
     report = check_variant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_parametrized_with_an_expected_failure(check: Any) -> None:
     check()
 
 
-def test_command_line() -> None:
+def test_command_line(tmp_path: Path) -> None:
     call = CliRunner().invoke
     good = call(main, ["check", "rope", "--examples", "3"])
     assert good.exit_code == 0 and "3 passed" in good.output, good.output
@@ -201,4 +202,10 @@ def test_command_line() -> None:
     assert not data["ok"]
     missing = call(main, ["check", f"{FUNCTIONS}:leak_the_future"])
     assert missing.exit_code == 1 and "Did you mean 'leaks_the_future'" in missing.output
+    # A command leaves nothing behind.
+    subprocess.run(
+        [sys.executable, "-m", "minitf.cli", "check", "nope"],
+        cwd=tmp_path, env={"PYTHONPATH": ":".join(map(os.path.abspath, sys.path))}, check=True,
+    )  # fmt: skip
+    assert not list(tmp_path.iterdir()), "`minitf check` left files where it was called"
     assert "no file nowhere.py" in call(main, ["check", "nowhere.py:X"]).output
