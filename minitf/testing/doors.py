@@ -188,14 +188,15 @@ def run_check(one: Subject, name: str, examples: int, backend: str, expected: st
     reason = said or f"{type(error).__name__}: {error}"
     if expected:
         return Result(name, backend, "expected failure", expected, case, count, seconds)
-    return Result(name, backend, "failed", reason, case, count, seconds, snippet(one, name, case))
+    return Result(name, backend, "failed", reason, case, count, seconds, snippet(one, name, case, backend))
 
 
-def snippet(one: Subject, name: str, case: Case) -> str:
+def snippet(one: Subject, name: str, case: Case, backend: str) -> str:
     """Four lines that run one check on one case."""
     first, made = one.code
+    mode = "" if backend == "reference" else f"import minitf; minitf.use({backend!r}); "
     return (
-        f"{first}\nfrom minitf.testing import Case, checks, subject\nvariant = {made}\n"
+        f"{mode}{first}\nfrom minitf.testing import Case, checks, subject\nvariant = {made}\n"
         f"checks.{name}(variant, {case})"
     )
 

@@ -132,9 +132,13 @@ def subject(
     properties = [p for p in (card.properties if card else ()) if p in CLAIMS]
     every = frozenset(properties) | frozenset(wanted)
     line, expression = _code(variant)
+    other_line, other_expression = _code(reference)
     options = [f"kind={kind!r}"] if card is None else []
     options += [f"claims={wanted!r}"] if wanted else []
-    options += [f"reference={_code(reference)[1]}"] if reference is not None else []
+    if reference is not None:
+        options.append(f"reference={other_expression}")
+        # A comment ends its line, so it comes last.
+        line = "; ".join(sorted({line, other_line}, key=lambda words: words.startswith("#")))
     code = (line, f"subject({', '.join([expression, *options])})")
     if kind == "attention_function":
         if not callable(variant):

@@ -86,23 +86,38 @@ def test_results_are_data() -> None:
     assert all(r.reason for r in report if r.status == "not applicable"), "each omission needs its reason"
 
 
-def test_a_failure_prints_four_lines_that_fail() -> None:
+@pytest.mark.parametrize("reference", [None, "softmax_attention", mt.ops.softmax_attention])
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_a_failure_prints_four_lines_that_fail(reference: Any, backend: str) -> None:
     wrong = from_file(str(FUNCTIONS), "leaks_the_future")
     options = {"kind": "attention_function", "claims": ("causal",), "checks": ["causal"]}
     with pytest.raises(CheckError) as failure:
-        few(wrong, **options)
+        few(wrong, reference=reference, backends=[backend], **options)
     (result,) = failure.value.report
     assert result.snippet in str(failure.value), "the message must hold the snippet"
     assert len(result.snippet.splitlines()) == 4
     # In the folder of the file the four lines run as they are.
     run = subprocess.run(
         [sys.executable, "-c", result.snippet], cwd=FUNCTIONS.parent, capture_output=True, text=True,
-        env={"PYTHONPATH": ":".join([str(FUNCTIONS.parent), *sys.path])},
+        env={"PYTHONPATH": ":".join(map(os.path.abspath, [FUNCTIONS.parent, *sys.path]))},
     )  # fmt: skip
     assert run.returncode == 1 and result.reason in run.stderr, f"the snippet says {run.stderr}"
+
+
+def test_failures_may_warn_or_stay_silent() -> None:
+    wrong = from_file(str(FUNCTIONS), "leaks_the_future")
+    options = {"kind": "attention_function", "claims": ("causal",), "checks": ["causal"]}
     with pytest.warns(UserWarning, match="leaks_the_future"):
         few(wrong, on_fail="warn", **options)
     assert few(wrong, on_fail=None, **options).failed
+
+
+def test_four_lines_for_what_has_no_name() -> None:
+    options = {"kind": "attention_function", "reference": mt.ops.softmax_attention}
+    (result,) = few(lambda q, k, v: v, checks=["reference"], on_fail=None, **options)
+    first = result.snippet.splitlines()[0]
+    expected = "from minitf.ops.attention import softmax_attention; # variant: the function that was checked"
+    assert first == expected, f"the first line is {first!r}"
 
 
 def test_expected_failures() -> None:
