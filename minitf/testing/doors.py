@@ -20,7 +20,7 @@ from .report import CheckError, Report, Result
 from .subject import Subject, UsageError, known, subject
 
 # How many smaller cases are tried once one has failed.
-SHRINKING = 100
+SHRINKING = 60
 
 
 def check_variant(
