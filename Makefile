@@ -39,7 +39,7 @@ bench: .venv/.ready-run  ## measure speed on this machine
 	$(BIN)/minitf bench
 
 lessons: .venv/.ready-lessons  ## open the lessons in JupyterLab
-	$(BIN)/python -m jupyterlab lessons
+	$(BIN)/minitf lessons
 
 test-matrix:  ## run the test suite on Python 3.11 to 3.13, each with the oldest and the newest NumPy
 	@$(TEST_MATRIX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import util
@@ -49,6 +50,8 @@ def command(port: int, no_browser: bool) -> None:
         str(folder),
         f"--port={port}",
         *(["--no-browser"] if no_browser else []),
+        # Containers run as root, which JupyterLab refuses unless told.
+        *(["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),
     ]
     try:
         code = subprocess.call(call)

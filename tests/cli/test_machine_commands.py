@@ -285,12 +285,16 @@ def test_versions_are_read() -> None:
 
 def test_lessons_open_jupyterlab(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
-    codes = [0, 3]
+    codes = [0, 3, 0]
+    monkeypatch.setattr(lessons.os, "geteuid", lambda: 1000, raising=False)
     monkeypatch.setattr(lessons.util, "find_spec", lambda name: object())
     monkeypatch.setattr(lessons.subprocess, "call", lambda command: calls.append(command) or codes.pop(0))
     call("lessons", "--port", "9001", "--no-browser")
     assert calls[0][1:] == ["-m", "jupyterlab", str(ROOT / "lessons"), "--port=9001", "--no-browser"]
     assert "exit code 3" in call("lessons", code=1).output
+    monkeypatch.setattr(lessons.os, "geteuid", lambda: 0, raising=False)
+    call("lessons")
+    assert calls[2][-1] == "--allow-root", "JupyterLab refuses root unless told"
 
 
 def test_lessons_say_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
