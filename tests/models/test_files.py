@@ -14,22 +14,7 @@ from safetensors.numpy import load_file, save_file
 import minitf as mt
 from minitf.models import Config, Encoder, FileError, LanguageModel
 from minitf.models.files import read_arrays
-
-SMALL = Config(vocab=11, context=8, dim=8, depth=2, heads=2)
-
-
-def same_weights(a, b) -> bool:
-    left, right = a.state_dict(), b.state_dict()
-    return left.keys() == right.keys() and all(
-        v.dtype == right[name].dtype and v.tobytes() == right[name].tobytes() for name, v in left.items()
-    )
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    mt.save(LanguageModel(SMALL, seed=3), tmp_path / "model")
-    return tmp_path / "model"
-
+from tests.models.small import SMALL, same_weights
 
 # ---------------------------------------------------------------------------------------- round trip
 
