@@ -61,7 +61,8 @@ def read_cards(path: Path, package: Path = PACKAGE) -> dict[str, dict[str, Any]]
             for line in node.body:
                 if isinstance(line, ast.Assign) and getattr(line.targets[0], "id", "") == "card":
                     card = cards[line.value.id]  # type: ignore[attr-defined]
-                    card.setdefault("aliases", {})
+                    for optional, nothing in (("aliases", {}), ("expected_failures", {}), ("parity", ())):
+                        card.setdefault(optional, nothing)
                     card["papers"] = [
                         dict(zip(("title", "arxiv", "year"), p, strict=True)) for p in card["papers"]
                     ]

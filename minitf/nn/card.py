@@ -33,16 +33,21 @@ class Card:
     Attributes:
         name: how `mt.build` finds it.
         title: one line for people.
-        kind: "attention", "mixer", "ffn", "block", "position", "norm", ...
+        kind: "attention", "mixer", "ffn", "block", "position", "norm", "tokens", "adapter", "compress",
+            "embedding", "operation", "decode" or "model".
         family: the shelf inside the kind, such as "softmax" or "gated".
         papers: where it comes from.
         causal: whether outputs can be made to depend on the past only (True is also the default of `build`).
         streams: whether it has `start` and `step`.
-        grid: the number of grid axes it takes: "1d", "2d", "any" (token by token).
-        complexity: floating-point operations, a multiply-add counting two.
+        grid: the grids it takes: "1d" (B, N, D), "2d" (B, rows, columns, D), "nd" (any number of axes),
+            "any" (token by token).
+        complexity: floating-point operations, a multiply-add counting two, as a sum of terms; N is the number
+            of tokens.
         properties: names of checks that must hold.
         basis: what the definition was checked against.
         aliases: other names, each with the options it stands for.
+        expected_failures: checks that cannot hold, each with the reason in the mathematics.
+        parity: independent implementations that its values and gradients were compared with.
     """
 
     name: str
@@ -57,6 +62,8 @@ class Card:
     properties: tuple[str, ...]
     basis: str
     aliases: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    expected_failures: Mapping[str, str] = field(default_factory=dict)
+    parity: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class Case:
     """A test case: a few integers and a seed.
 
     Attributes:
-        b: batch; t: tokens; h: heads; d: width of a head; seed: for everything random.
+        b: batch; t: tokens, or rows of a grid; h: heads; d: width of a head; seed: for everything random.
+        w: columns of a grid.
     """
 
     b: int = 2
@@ -72,6 +80,7 @@ class Case:
     h: int = 2
     d: int = 4
     seed: int = 0
+    w: int = 3
 
     @property
     def dim(self) -> int:
@@ -85,6 +94,10 @@ class Case:
     def tokens(self) -> Tensor:
         """Standard normal input x (b, t, h * d), float64."""
         return Tensor(self.rng().standard_normal((self.b, self.t, self.dim)))
+
+    def image(self) -> Tensor:
+        """Standard normal input x (b, t, w, h * d), float64: a grid of t rows and w columns."""
+        return Tensor(self.rng().standard_normal((self.b, self.t, self.w, self.dim)))
 
 
 @dataclass(frozen=True)

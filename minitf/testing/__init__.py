@@ -9,14 +9,16 @@ from minitf.nn import Case
 
 from . import checks
 from .checks import CHECKS
-from .doors import cases_for, check_variant, parametrize_with_checks, variant_checks
+from .doors import check_variant, parametrize_with_checks, variant_checks
 from .exercise import ExerciseError, exercise
 from .report import CheckError, Report, Result
-from .subject import CLAIMS, KINDS, Subject, UsageError, from_file, subject
+from .strategies import FILLINGS, cases_for, dtypes, fillings, masks, sizes
+from .subject import CLAIMS, GRIDS, KINDS, Subject, UsageError, from_file, subject
 
 __all__ = [
     "check_variant", "variant_checks", "parametrize_with_checks",
-    "CHECKS", "CLAIMS", "KINDS", "Case", "CheckError", "Report", "Result", "Subject", "UsageError",
-    "cases_for", "checks", "from_file", "subject",
+    "CHECKS", "CLAIMS", "GRIDS", "KINDS", "Case", "CheckError", "Report", "Result", "Subject", "UsageError",
+    "checks", "from_file", "subject",
+    "FILLINGS", "cases_for", "dtypes", "fillings", "masks", "sizes",
     "ExerciseError", "exercise",
 ]  # fmt: skip

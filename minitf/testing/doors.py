@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from minitf import ops
 from minitf.nn import Case
 
 from .checks import CHECKS
 from .report import CheckError, Report, Result
+from .strategies import cases_for
 from .subject import Subject, UsageError, known, subject
 
 # How many smaller cases are tried once one has failed.
@@ -29,6 +29,7 @@ def check_variant(
     kind: str | None = None,
     claims: Iterable[str] = (),
     reference: Any = None,
+    grid: str | None = None,
     checks: Iterable[str] | None = None,
     examples: int = 100,
     backends: Iterable[str] = ("reference",),
@@ -38,11 +39,12 @@ def check_variant(
     """Run every check that applies to a variant.
 
     Args:
-        variant, kind, claims, reference: what is checked, as `subject` takes it.
+        variant, kind, claims, reference, grid: what is checked, as `subject` takes it.
         checks: names from `CHECKS`; all if left out.
         examples: cases that a check draws; slow checks draw a fixed share of that.
         backends: modes of `mt.use` to run under.
-        expected_failures: check name -> reason. One that passes nevertheless counts as failed.
+        expected_failures: check name -> reason, beside those on the card. One that passes nevertheless counts
+            as failed.
         on_fail: "raise" a CheckError, "warn", or None to look at the results alone.
 
     Returns:
@@ -54,8 +56,8 @@ def check_variant(
     """
     if on_fail not in ("raise", "warn", None):
         raise UsageError(f"on_fail must be 'raise', 'warn' or None, not {on_fail!r}")
-    one = subject(variant, kind=kind, claims=claims, reference=reference)
-    excuses = {known("check", name, CHECKS): reason for name, reason in (expected_failures or {}).items()}
+    one = subject(variant, kind=kind, claims=claims, reference=reference, grid=grid)
+    excuses = expected_of(one) | named(expected_failures)
     results = [
         run_check(one, name, examples, backend, excuses.get(name))
         for backend in backends
@@ -75,21 +77,26 @@ def variant_checks(
     kind: str | None = None,
     claims: Iterable[str] = (),
     reference: Any = None,
+    grid: str | None = None,
     checks: Iterable[str] | None = None,
     examples: int = 100,
     backends: Iterable[str] = ("reference",),
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Walk through the checks that apply: pairs of an id such as "swiglu-causal" and a call that runs it.
 
-    Arguments as in `check_variant`. The call raises CheckError if the check fails.
+    Arguments as in `check_variant`. The call raises CheckError if the check fails; for a check that the card
+    expects to fail, if it passes.
     """
-    one = subject(variant, kind=kind, claims=claims, reference=reference)
-    backends = tuple(backends)
+    one = subject(variant, kind=kind, claims=claims, reference=reference, grid=grid)
+    excuses, backends = expected_of(one), tuple(backends)
     for backend in backends:
         for name in chosen(checks, examples):
             if not CHECKS[name].excuse(one):  # type: ignore[attr-defined]
                 where = f"-{backend}" if len(backends) > 1 else ""
-                yield f"{one.name}-{name}{where}", partial(_insist, one, name, examples, backend)
+                yield (
+                    f"{one.name}-{name}{where}",
+                    partial(_insist, one, name, examples, backend, excuses.get(name)),
+                )
 
 
 def parametrize_with_checks(
@@ -105,7 +112,7 @@ def parametrize_with_checks(
     """
     import pytest
 
-    excuses = {known("check", name, CHECKS): reason for name, reason in (expected_failures or {}).items()}
+    excuses = named(expected_failures)
     rows = []
     for variant in variants:
         for words, call in variant_checks(variant, **options):
@@ -124,14 +131,14 @@ def chosen(checks: Iterable[str] | None, examples: int) -> list[str]:
     return list(CHECKS) if checks is None else [known("check", name, CHECKS) for name in checks]
 
 
-def cases_for(one: Subject, small: bool = False) -> st.SearchStrategy[Case]:
-    """Cases that fit a subject. They shrink to one token of one head of width 2, seed 0."""
-    t = st.sampled_from([1, 2, 3, 4] if small else [*range(1, 10), 16, 17])
-    h, d = st.sampled_from([1, 2] if small else [1, 2, 4]), st.sampled_from([2, 4] if small else [2, 4, 6, 8])
-    if one.width:
-        # An instance has the width that it has.
-        h, d = st.just(1), st.just(one.width)
-    return st.builds(Case, b=st.integers(1, 2 if small else 3), t=t, h=h, d=d, seed=st.integers(0, 2**32 - 1))
+def named(expected_failures: Mapping[str, str] | None) -> dict[str, str]:
+    """The reasons by check. Raises UsageError for what is not one."""
+    return {known("check", name, CHECKS): reason for name, reason in (expected_failures or {}).items()}
+
+
+def expected_of(one: Subject) -> dict[str, str]:
+    """The checks that the card of a subject expects to fail."""
+    return named(one.card.expected_failures if one.card else None)
 
 
 def run_check(one: Subject, name: str, examples: int, backend: str, expected: str | None = None) -> Result:
@@ -159,7 +166,7 @@ def run_check(one: Subject, name: str, examples: int, backend: str, expected: st
     def run(case: Case) -> None:
         nonlocal tries
         tries += bool(failures)
-        if case not in failures and tries <= SHRINKING:
+        if case not in failures and tries <= (0 if expected else SHRINKING):
             try:
                 check(one, case)
             except Exception as error:
@@ -201,7 +208,7 @@ def snippet(one: Subject, name: str, case: Case, backend: str) -> str:
     )
 
 
-def _insist(one: Subject, name: str, examples: int, backend: str) -> None:
-    result = run_check(one, name, examples, backend)
+def _insist(one: Subject, name: str, examples: int, backend: str, expected: str | None) -> None:
+    result = run_check(one, name, examples, backend, expected)
     if result.status == "failed":
         raise CheckError(Report(one.name, [result]))

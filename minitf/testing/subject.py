@@ -19,10 +19,13 @@ from minitf.nn import Case, Module
 from minitf.registry import build, variant_class
 
 KINDS = {
-    "token_mixer": "x (B, N, D) -> (B, N, D), tokens see each other",
+    "token_mixer": "x (B, N, D), or a grid (B, rows, columns, D), -> the same; tokens see each other",
     "channel_mixer": "x (..., D) -> (..., D), each token on its own",
     "block": "x (B, N, D) -> (B, N, D), mixers with a skip path",
+    "token_reducer": "x (B, N, D) -> (B, M, D), M <= N",
+    "operation": "any call that gives a tensor; `example_inputs(case)` of its class makes the inputs",
     "position": "a position scheme: embed, rotate, bias",
+    "procedure": "what is not called on tensors: its identities alone are checked",
     "attention_function": "f(q, k, v, mask=None), all (B, H, N, d) -> (B, H, N, d)",
 }
 # The kinds of the catalogue, as the checks see them.
@@ -31,12 +34,26 @@ CATALOGUE_KINDS = {
     "mixer": "token_mixer",
     "ffn": "channel_mixer",
     "norm": "channel_mixer",
+    "adapter": "channel_mixer",
+    "compress": "channel_mixer",
+    "tokens": "token_reducer",
+    "embedding": "operation",
+    "decode": "operation",
+    "model": "operation",
 }
 # What a variant may claim, or list in the properties of its card. Each turns the check of its name on.
 CLAIMS = (
-    "causal", "streams", "token_wise", "row_stochastic", "batch_independent", "permutation_equivariant",
-    "permutation_equivariant_without_causal", "norm_preserving",
+    "causal", "causal_to_rounding", "streams", "chunked", "token_wise", "row_stochastic", "batch_independent",
+    "permutation_equivariant", "permutation_equivariant_without_causal", "permutation_invariant",
+    "translation_equivariant", "norm_preserving", "key_masks", "fixed_grid",
 )  # fmt: skip
+# Claims that narrow a check instead of turning one on.
+FACTS = {
+    "causal_to_rounding": "causal up to rounding, as a Fourier transform is",
+    "key_masks": "its mask hides keys only: (B, 1, 1, N)",
+    "fixed_grid": "built for one grid of tokens; other sizes are errors",
+}
+GRIDS = ("1d", "2d", "nd", "any")
 
 
 class UsageError(MinitfError, ValueError):
@@ -59,8 +76,10 @@ class Subject:
 
     Attributes:
         name: for people. kind: one of `KINDS`. claims: names from `CLAIMS`.
-        build: called with the keywords of `accepts` among dim, heads, seed, dtype, causal; gives the layer.
+        build: called with the keywords of `accepts` among dim, heads, seed, dtype, grid, context and the
+            options of a check; gives the layer.
         width: D where it is fixed, as for an instance.
+        grid: one of `GRIDS`. card: its card, if it has one.
         masks: whether a call takes `mask`.
         home: the object whose file holds the identities, or None.
         reference: what it must equal, or None.
@@ -73,6 +92,8 @@ class Subject:
     build: Callable[..., Any]
     accepts: frozenset[str]
     width: int | None
+    grid: str
+    card: Any
     masks: bool
     home: Any
     reference: Subject | None
@@ -80,13 +101,26 @@ class Subject:
 
     @property
     def axis(self) -> int:
-        """The axis of tokens in every input and in the output."""
+        """The first axis of tokens in every input and in the output."""
         return 2 if self.kind == "attention_function" else 1
+
+    @property
+    def axes(self) -> int:
+        """How many axes of tokens there are."""
+        return 2 if self.grid in ("2d", "nd") else 1
+
+    @property
+    def sequences(self) -> int:
+        """How many of the inputs hold tokens; others come after them."""
+        return 3 if self.kind == "attention_function" else 1
 
     def layer(self, case: Case, dtype: str = "float64", **options: Any) -> Any:
         """The layer of this case, in eval mode."""
         dim = self.width or case.dim
-        wanted = {"dim": dim, "heads": case.h, "seed": case.seed, "dtype": dtype}
+        grid = (case.t, case.w) if self.axes == 2 else case.t
+        wanted = {"dim": dim, "heads": case.h, "seed": case.seed, "dtype": dtype, "grid": grid}
+        # Longer than any input: weights for a shorter sequence are a part of those.
+        wanted["context"] = case.t * (case.w if self.axes == 2 else 1) + 4
         layer = self.build(**{k: v for k, v in wanted.items() if k in self.accepts}, **options)
         if isinstance(layer, Module):
             layer.eval()
@@ -95,17 +129,27 @@ class Subject:
         return layer
 
     def inputs(self, case: Case, dtype: str = "float64", more: int = 0) -> tuple[Tensor, ...]:
-        """Standard normal inputs with `more` tokens than the case says."""
+        """Standard normal inputs with `more` tokens than the case says; those of `example_inputs`, if any."""
         rng, n = case.rng(), case.t + more
+        example = getattr(self.home, "example_inputs", None)
+        if example is not None:
+            found = example(replace(case, t=n))
+            return tuple(v.astype(dtype) if v.dtype.kind == "f" else v for v in found)
         if self.kind == "attention_function":
             return tuple(
                 Tensor(rng.standard_normal((case.b, case.h, n, case.d)).astype(dtype)) for _ in range(3)
             )
-        return (Tensor(rng.standard_normal((case.b, n, self.width or case.dim)).astype(dtype)),)
+        grid = (n, case.w) if self.axes == 2 else (n,)
+        return (Tensor(rng.standard_normal((case.b, *grid, self.width or case.dim)).astype(dtype)),)
 
 
 def subject(
-    variant: Any, *, kind: str | None = None, claims: Iterable[str] = (), reference: Any = None
+    variant: Any,
+    *,
+    kind: str | None = None,
+    claims: Iterable[str] = (),
+    reference: Any = None,
+    grid: str | None = None,
 ) -> Subject:
     """Prepare a variant for the checks.
 
@@ -116,6 +160,7 @@ def subject(
         claims: properties that must hold, beside those on the card.
         reference: anything that `variant` may be; outputs and gradients must equal its own. The state of the
             variant is loaded into it first. For a function, a name is that of an operation of `minitf.ops`.
+        grid: one of `GRIDS`, "2d" for images (B, rows, columns, D); that of the card, or "1d", if left out.
 
     Raises:
         UsageError: unknown kind or claim, or something that cannot be built.
@@ -128,6 +173,7 @@ def subject(
         raise UsageError(f"claims is a list of names: claims=[{claims!r}]")
     kind = CATALOGUE_KINDS.get(kind or card.kind, kind or card.kind)
     known("kind", kind, KINDS)
+    grid = known("grid", grid or (card.grid if card else "1d"), GRIDS)
     wanted = tuple(known("claim", claim, CLAIMS) for claim in claims)
     properties = [p for p in (card.properties if card else ()) if p in CLAIMS]
     every = frozenset(properties) | frozenset(wanted)
@@ -135,6 +181,7 @@ def subject(
     other_line, other_expression = _code(reference)
     options = [f"kind={kind!r}"] if card is None else []
     options += [f"claims={wanted!r}"] if wanted else []
+    options += [f"grid={grid!r}"] if card is None and grid != "1d" else []
     if reference is not None:
         options.append(f"reference={other_expression}")
         # A comment ends its line, so it comes last.
@@ -146,19 +193,32 @@ def subject(
         masks = "mask" in _parameters(variant)
         other = _function_reference(reference, every)
         return Subject(
-            _name(variant), kind, every, lambda: variant, frozenset(), None, masks, variant, other, code
+            _name(variant),
+            kind,
+            every,
+            lambda: variant,
+            frozenset(),
+            None,
+            grid,
+            card,
+            masks,
+            variant,
+            other,
+            code,
         )
     make, accepts, width = _builder(variant, cls)
     other = None if reference is None else subject(reference, kind=kind)
-    one = Subject(_name(variant), kind, every, make, accepts, width, False, cls, other, code)
+    one = Subject(_name(variant), kind, every, make, accepts, width, grid, card, False, cls, other, code)
     if cls is None:
         # What a factory makes is known once it has made one.
         layer = one.layer(Case())
         cls = type(layer) if isinstance(layer, Module) else None
         forward = _parameters(layer.forward if cls else layer)
     else:
-        forward = _parameters(cls.forward)
+        forward = _parameters(getattr(cls, "forward", cls))
     masks = "mask" in forward or (kind == "block" and "options" in forward)
+    if kind == "operation" and card is not None and not hasattr(cls, "example_inputs"):
+        one = replace(one, kind="procedure")
     return replace(one, masks=masks, home=cls)
 
 
@@ -219,7 +279,7 @@ def _builder(variant: Any, cls: Any) -> tuple[Callable[..., Any], frozenset[str]
     if not callable(variant):
         raise UsageError(f"{variant!r} is neither a name, a class, an instance nor a factory")
     takes = _parameters(variant)
-    given = {"dim", "heads", "seed", "dtype"}
+    given = {"dim", "heads", "seed", "dtype", "grid", "context"}
     rest = [k for k, p in takes.items() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     needed = [k for k, p in takes.items() if p.default is p.empty and k not in {*given, *rest}]
     if needed:
@@ -227,7 +287,7 @@ def _builder(variant: Any, cls: Any) -> tuple[Callable[..., Any], frozenset[str]
             f"{_name(variant)} needs {', '.join(needed)}; a class or factory is called with dim, heads, seed "
             "and dtype, as far as it takes them. Wrap it: lambda dim, heads, seed: ..."
         )
-    accepts = set(takes) | (given if rest else set())
+    accepts = set(takes) | ({"dim", "heads", "seed", "dtype"} if rest else set())
     width = None if "dim" in accepts else _width(variant())
     return variant, frozenset(accepts), width
 

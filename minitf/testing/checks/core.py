@@ -1,0 +1,111 @@
+"""What the checks share: the list they enter, what excuses them, and how they compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minitf.engine import Array, Tensor
+from minitf.nn import Case
+from minitf.nn import identities as identities_of
+
+from ..subject import Subject
+
+Check = Callable[[Subject, Case], None]
+# Every check by name, in the order of the report.
+CHECKS: dict[str, Check] = {}
+# Float64 results that differ in the order of summation only.
+ROUNDING = 1e-10
+# Kinds that are layers of one input with a token axis.
+LAYERS = ("token_mixer", "channel_mixer", "block")
+# Kinds that can be called at all.
+CALLED = (*LAYERS, "token_reducer", "operation", "attention_function")
+# Kinds that are modules.
+MODULES = (*LAYERS, "token_reducer", "operation", "position", "procedure")
+
+
+def check(
+    *,
+    kinds: tuple[str, ...] = CALLED,
+    claim: str = "",
+    needs: Callable[[Subject], str] | None = None,
+    share: float = 1.0,
+    small: bool = False,
+) -> Callable[[Check], Check]:
+    """Enter a check in the list.
+
+    Args:
+        kinds: those it applies to.
+        claim: the claim that turns it on, if it needs one.
+        needs: gives what else is missing, as words, or "".
+        share: of the examples asked for; slow checks take fewer, 0 takes one. small: draw small sizes only.
+    """
+
+    def enter(run: Check) -> Check:
+        def excuse(subject: Subject) -> str:
+            if subject.kind not in kinds:
+                return f"not for {subject.kind}"
+            if claim and not any(c == claim or c.startswith(f"{claim}_") for c in subject.claims):
+                return f"{claim} is not claimed"
+            return needs(subject) if needs else ""
+
+        run.excuse, run.share, run.small = excuse, share, small  # type: ignore[attr-defined]
+        CHECKS[run.__name__] = run
+        return run
+
+    return enter
+
+
+def takes_mask(subject: Subject) -> str:
+    return "" if subject.masks else "takes no mask"
+
+
+def hides_pairs(subject: Subject) -> str:
+    return "its mask hides keys only" if "key_masks" in subject.claims else takes_mask(subject)
+
+
+def has_identities(subject: Subject) -> str:
+    found = identities_of(subject.home) if isinstance(subject.home, type) else []
+    return "" if found else "its file has no identities"
+
+
+def has_reference(subject: Subject) -> str:
+    return "no reference is given" if subject.reference is None else ""
+
+
+def run(layer: Any, inputs: tuple[Tensor, ...], **options: Any) -> Tensor:
+    """The output of a call; the first, if it gives several."""
+    y = layer(*inputs, **options)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def difference(a: Any, b: Any) -> float:
+    """The largest difference, relative to the largest element of b or 1. NaN if either has one."""
+    a, b = (v.data if isinstance(v, Tensor) else np.asarray(v) for v in (a, b))
+    if a.shape != b.shape:
+        raise AssertionError(f"shapes {a.shape} and {b.shape} differ")
+    return float(np.max(np.abs(a - b)) / max(1.0, np.max(np.abs(b)))) if a.size else 0.0
+
+
+def window(subject: Subject, a: Any, start: int, stop: int) -> Any:
+    """The tokens (or rows of a grid) start..stop-1 of an input or output."""
+    return a[(slice(None),) * subject.axis + (slice(start, stop),)]
+
+
+def changed(subject: Subject, inputs: tuple[Tensor, ...], change: Callable[[Array], Array]) -> Any:
+    """The inputs with those that hold tokens changed."""
+    n = subject.sequences
+    return (*(Tensor(np.array(change(v.data))) for v in inputs[:n]), *inputs[n:])
+
+
+def trainable(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(x.data.copy(), requires_grad=x.dtype.kind == "f") for x in inputs)
+
+
+def gradients_of(y: Tensor, inputs: tuple[Tensor, ...], seed: int = 0) -> list[Array]:
+    """The gradients of <c, y> for a random c; zeros where y does not depend on an input."""
+    if y.requires_grad:
+        y.backward(np.random.default_rng([seed, 1]).standard_normal(y.shape))
+    return [np.zeros(x.shape) if x.grad is None else x.grad.data for x in inputs]
