@@ -48,7 +48,7 @@ def get(name: str) -> Entry:
     raw = dict(index()[resolve(name)[0]])
     module, class_name = raw.pop("module"), raw.pop("class")
     papers = tuple(Paper(**paper) for paper in raw.pop("papers"))
-    lists = {key: tuple(raw.pop(key)) for key in ("properties", "parity")}
+    lists = {key: tuple(raw.pop(key, ())) for key in ("properties", "parity")}
     return Entry(Card(papers=papers, **lists, **raw), module, class_name)
 
 
@@ -60,21 +60,31 @@ def find(
     causal: bool | None = None,
     streams: bool | None = None,
     grid: str | None = None,
+    parity: bool | None = None,
 ) -> list[Entry]:
-    """The entries whose name, alias or title fits the shell pattern and that have the given properties."""
+    """The entries that fit, sorted by name. What is left out does not matter.
+
+    Args:
+        pattern: of the shell, for the name, an alias or the title, in any case: "*norm*".
+        kind, family, grid: as on the card: "ffn", "gated", "2d".
+        causal, streams: whether the variant can.
+        parity: whether its values were compared with an independent implementation.
+    """
     wanted = {"kind": kind, "family": family, "causal": causal, "streams": streams, "grid": grid}
     found = []
     for name, card in index().items():
         texts = (name, *card["aliases"], card["title"].lower())
-        if any(fnmatch.fnmatch(text, pattern) for text in texts) and all(
-            value is None or card[key] == value for key, value in wanted.items()
+        if (
+            any(fnmatch.fnmatchcase(text, pattern.lower()) for text in texts)
+            and all(value is None or card[key] == value for key, value in wanted.items())
+            and parity in (None, bool(card.get("parity")))
         ):
             found.append(get(name))
     return found
 
 
 def table(entries: list[Entry] | None = None) -> list[dict[str, Any]]:
-    """Rows for people: name, title, kind, family, year, causal, streams, grid, complexity."""
+    """Rows for people: name, title, kind, family, year, causal, streams, grid, complexity, parity."""
     return [
         {
             "name": e.name,
@@ -86,6 +96,7 @@ def table(entries: list[Entry] | None = None) -> list[dict[str, Any]]:
             "streams": e.card.streams,
             "grid": e.card.grid,
             "complexity": e.card.complexity,
+            "parity": list(e.card.parity),
         }
         for e in (find() if entries is None else entries)
     ]

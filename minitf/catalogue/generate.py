@@ -1,4 +1,4 @@
-"""Makes the catalogue's index by reading the literal cards in the source, without importing anything.
+"""Makes the catalogue's index by reading the literal cards in the source, without importing any variant.
 
 Run `python -m minitf.catalogue.generate` after adding or changing a card.
 """
@@ -6,9 +6,13 @@ Run `python -m minitf.catalogue.generate` after adding or changing a card.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from minitf.nn.card import Card
 
 PACKAGE = Path(__file__).parent.parent
 # The rooms that hold variants.
@@ -25,11 +29,16 @@ ROOMS = (
     "decode",
 )
 INDEX_FILE = Path(__file__).parent / "_index.json"
+# The fields of a card, and what those that may be left out are then.
+FIELDS = [field.name for field in dataclasses.fields(Card)]
+OPTIONAL = {"aliases": {}, "expected_failures": {}, "parity": []}
 
 
 def literal(node: ast.expr) -> Any:
     """The value of a literal expression, in which calls such as Paper(...) are lists of their arguments."""
     if isinstance(node, ast.Call):
+        if node.keywords:
+            raise ValueError(f"{ast.unparse(node)}: give its arguments without keywords")
         return [literal(a) for a in node.args]
     if isinstance(node, ast.Tuple | ast.List):
         return [literal(e) for e in node.elts]
@@ -42,7 +51,8 @@ def read_cards(path: Path, package: Path = PACKAGE) -> dict[str, dict[str, Any]]
     """The cards in one file: every class with `card = NAME`, where NAME = Card(...) stands in the file.
 
     Raises:
-        ValueError: a card that is not literal; the message names file and line.
+        ValueError: a card that is not literal, has an unknown field, or is not there; the message names file
+            and line.
     """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     cards: dict[str, dict[str, Any]] = {}
@@ -50,22 +60,34 @@ def read_cards(path: Path, package: Path = PACKAGE) -> dict[str, dict[str, Any]]
         value = node.value if isinstance(node, ast.Assign) else None
         if isinstance(value, ast.Call) and getattr(value.func, "id", "") == "Card":
             target = node.targets[0]  # type: ignore[attr-defined]
+            where = f"{path.name}:{node.lineno}"
             try:
-                cards[target.id] = {str(k.arg): literal(k.value) for k in value.keywords}
+                card = {str(k.arg): literal(k.value) for k in value.keywords}
             except ValueError as error:
-                raise ValueError(f"{path.name}:{node.lineno}: a card must be literal: {error}") from error
+                raise ValueError(f"{where}: a card must be literal: {error}") from error
+            unknown = [key for key in card if key not in FIELDS]
+            if unknown:
+                raise ValueError(f"{where}: a card has no {', '.join(unknown)}; it has: {', '.join(FIELDS)}")
+            for key in ("papers", "properties", "parity"):
+                # Without its comma, ("causal") is a word, and (Paper(...)) is a paper.
+                if not all(isinstance(v, list if key == "papers" else str) for v in card.get(key, [])) or (
+                    isinstance(card.get(key), str)
+                ):
+                    raise ValueError(f"{where}: {key} must be a tuple, such as (one,)")
+            card["papers"] = [dict(zip(("title", "arxiv", "year"), p, strict=True)) for p in card["papers"]]
+            cards[target.id] = {key: v for key in FIELDS if (v := card.get(key, OPTIONAL.get(key))) is not None}
     module = ".".join(("minitf", *path.relative_to(package).with_suffix("").parts))
     entries = {}
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             for line in node.body:
                 if isinstance(line, ast.Assign) and getattr(line.targets[0], "id", "") == "card":
-                    card = cards[line.value.id]  # type: ignore[attr-defined]
-                    for optional, nothing in (("aliases", {}), ("expected_failures", {}), ("parity", ())):
-                        card.setdefault(optional, nothing)
-                    card["papers"] = [
-                        dict(zip(("title", "arxiv", "year"), p, strict=True)) for p in card["papers"]
-                    ]
+                    named = ast.unparse(line.value)
+                    if named not in cards:
+                        raise ValueError(
+                            f"{path.name}:{line.lineno}: there is no {named} = Card(...) in this file"
+                        )
+                    card = cards[named]
                     entries[card["name"]] = {**card, "module": module, "class": node.name}
     return entries
 
@@ -86,9 +108,19 @@ def generate(package: Path = PACKAGE) -> str:
                         raise ValueError(f"{path.name}: the name {key!r} already belongs to {taken[key]}")
                     taken[key] = name
                 entries[name] = entry
-    return json.dumps(dict(sorted(entries.items())), indent=1, ensure_ascii=False) + "\n"
+    lines = [f"{json.dumps(name)}: {compact(entry)}" for name, entry in sorted(entries.items())]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def compact(entry: dict[str, Any]) -> str:
+    """One line of JSON: short to load, and a changed card is one changed line."""
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
 
 
 if __name__ == "__main__":
-    INDEX_FILE.write_text(generate(), encoding="utf-8")
-    print(f"{INDEX_FILE.name}: {len(json.loads(generate()))} variants")
+    text = generate()
+    # Whole or not at all: others may be reading it.
+    half = INDEX_FILE.with_suffix(f".{os.getpid()}.tmp")
+    half.write_text(text, encoding="utf-8")
+    half.replace(INDEX_FILE)
+    print(f"{INDEX_FILE.name}: {len(json.loads(text))} variants")

@@ -1,17 +1,19 @@
-"""What language models and encoders share: embedding, positions, a stack of blocks, the norms around them.
+"""What all models share: positions, a stack of blocks, the norms around them.
 
-    x = E[tokens]            then the position scheme, if it acts on embeddings
+    x = x + positions        as the position scheme says, if it acts on embeddings
     x = Block_i(x)           i = 0 .. depth-1
     h = Norm(x)              not after post-norm blocks, which end with a norm of their own
 
-Peri-norm blocks get one more norm, after the embedding. In training mode, dropout acts on what enters the
-blocks.
+Peri-norm blocks get one more norm, before the first. In training mode, dropout acts on what enters the blocks.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,32 @@ from minitf.engine import Array, ShapeError, Tensor, no_grad
 from minitf.nn import Dropout, Embedding, Module, Position, as_norm, init
 from minitf.registry import build, resolve, variant_class
 
-from .config import Config
+from .config import Config, Parts
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a model offers to the variants that it is built of.
+
+    model: what it is, for messages. grid: the sizes of its grid of tokens, the longest for sequences.
+    causal: "always" where no token may see a later one, "never" where all must see all, "either".
+    varies: whether sequences may be shorter than the grid.
+    """
+
+    model: str
+    grid: tuple[int, ...]
+    causal: str
+    varies: bool
 
 
 class Backbone(Module):
-    """tokens (B, N) -> h (B, N, D).
+    """x (B, N, D) -> h (B, N, D).
 
-    Parameters: embedding.weight (V, D); position.weight (context, D) if learned; embedding_norm for
-    peri-norm; blocks.{i}; norm, except after post-norm.
+    Parameters: position.weight (context, D) if learned; embedding_norm for peri-norm; blocks.{i}; norm, except
+    after post-norm.
 
-    Initial values follow GPT-2: embeddings and learned positions are normal with std 0.02; the matrices that
-    write to the residual stream (wo of the mixer, w2 or wd of the FFN) start as the variant says, divided by
+    Initial values follow GPT-2: learned positions are normal with std 0.02; the matrices that write to the
+    residual stream (wo of the mixer, w2 or wd of the FFN) start as the variant says, divided by
     sqrt(2 depth), so that the sum of all branches has the same scale at any depth. All else is as each
     variant says.
 
@@ -38,41 +55,32 @@ class Backbone(Module):
         ValueError: a part that cannot do what the config asks of it; the message says which and what to do.
     """
 
-    def __init__(self, config: Config, causal: bool, seed: init.Seed, dtype: Any):
-        rng = init.generator(seed)
-        self.config = config
-        self.embedding = Embedding(config.vocab, config.dim, rng, dtype=dtype)
+    def __init__(self, config: Parts, host: Host, rng: np.random.Generator, dtype: Any):
+        self.config: Any = config
         embeds = variant_class(config.position).embed is not Position.embed
-        self.position: Any = position_scheme(config, rng, dtype) if embeds else None
+        self.position: Any = position_scheme(config, host, rng, dtype) if embeds else None
         self.dropout = Dropout(config.dropout)
         block = resolve(config.block, ("block",))[0]
         norm = resolve(config.norm, ("norm",))[0]
         self.embedding_norm: Any = as_norm(norm, config.dim, dtype=dtype) if block == "peri_norm" else None
-        self.blocks: list[Any] = [build_block(config, causal, rng, dtype) for _ in range(config.depth)]
+        self.blocks: list[Any] = [build_block(config, host, rng, dtype) for _ in range(config.depth)]
         self.norm: Any = None if block == "post_norm" else as_norm(norm, config.dim, dtype=dtype)
 
-    def embed(self, tokens: Array, start: int = 0) -> Tensor:
-        """Token ids (B, N), the first at position `start` -> (B, N, D)."""
-        n, limit = tokens.shape[1], self.config.context
-        if start + n > limit:
-            raise ValueError(
-                f"the sequence has {start + n} tokens, but the model's context is {limit}: shorten it "
-                f"(tokens[:, -{limit}:] keeps the end), or build a model with context={start + n} or more"
-            )
-        x = self.embedding(tokens)
+    def placed(self, x: Tensor, start: int = 0) -> Tensor:
+        """Embeddings (B, N, D), the first at position `start`, with their positions."""
         if self.position is not None:
-            x = self.position.embed(x, np.arange(start, start + n))
+            x = self.position.embed(x, np.arange(start, start + x.shape[1]))
         return x if self.embedding_norm is None else self.embedding_norm(x)
 
-    def hidden(self, tokens: Array, rng: np.random.Generator | None = None, **options: Any) -> Tensor:
-        """Token ids (B, N) -> h (B, N, D). `options` go to the mixers."""
-        x = self.dropout(self.embed(tokens), rng)
+    def through(self, x: Tensor, rng: np.random.Generator | None = None, **options: Any) -> Tensor:
+        """The stack of blocks and the last norm, (B, N, D) -> (B, N, D). `options` go to the mixers."""
+        x = self.dropout(x, rng)
         for block in self.blocks:
             x = block(x, rng=rng, **options)
         return x if self.norm is None else self.norm(x)
 
-    def maps(self, tokens: Array, **options: Any) -> list[np.ndarray[Any, Any]]:
-        """The attention maps (B, H, N, N) of each block, without dropout."""
+    def maps(self, run: Callable[[], Any], **options: Any) -> list[np.ndarray[Any, Any]]:
+        """The attention maps (B, H, N, N) of each block while `run` calls the model, without dropout."""
         mixers = [block.mixer for block in self.blocks if hasattr(block.mixer, "weights")]
         if not mixers:
             raise ValueError(
@@ -83,17 +91,100 @@ class Backbone(Module):
         def keep(mixer: Any, args: tuple[Any, ...]) -> None:
             found.append(mixer.weights(args[0], **options).numpy())
 
-        modes = [(module, module.training) for module in self.modules()]
         hooks = [mixer.register_forward_pre_hook(keep) for mixer in mixers]
         try:
-            with no_grad():
-                self.eval().hidden(tokens, **options)
+            with self.evaluating():
+                run()
         finally:
             for hook in hooks:
                 hook.remove()
+        return found
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No gradients and no dropout; afterwards every module is in the mode that it was in."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            with no_grad():
+                yield
+        finally:
             for module, mode in modes:
                 module.training = mode
-        return found
+
+    def with_auxiliary(self, main: Callable[[], Tensor]) -> Tensor:
+        """The loss that `main` computes, in training mode plus what the parts want to be small.
+
+        A part with `auxiliary_loss(x)`, such as a mixture of experts that balances their load, is asked with
+        the input of each of its calls.
+        """
+        parts = list(with_a_loss(self)) if self.training else []
+        found: list[Tensor] = []
+
+        def ask(part: Any, args: tuple[Any, ...]) -> None:
+            found.append(part.auxiliary_loss(args[0]))
+
+        hooks = [part.register_forward_pre_hook(ask) for part in parts]
+        try:
+            loss = main()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for more in found:
+            loss = loss + more
+        return loss
+
+
+class TokenBackbone(Backbone):
+    """token ids (B, N) -> h (B, N, D).
+
+    Parameters: embedding.weight (V, D), normal with std 0.02; those of the backbone.
+    """
+
+    def __init__(self, config: Config, host: Host, rng: np.random.Generator, dtype: Any):
+        self.embedding = Embedding(config.vocab, config.dim, rng, dtype=dtype)
+        super().__init__(config, host, rng, dtype)
+
+    @staticmethod
+    def first_weight(config: Config) -> tuple[str, tuple[int, ...]]:
+        """Name and shape of the first parameter, by which files are checked."""
+        return "embedding.weight", (config.vocab, config.dim)
+
+    def embed(self, tokens: Array, start: int = 0) -> Tensor:
+        """Token ids (B, N), the first at position `start` -> (B, N, D)."""
+        n, limit = tokens.shape[1], self.config.context
+        if start + n > limit:
+            raise ValueError(
+                f"the sequence has {start + n} tokens, but the model's context is {limit}: shorten it "
+                f"(tokens[:, -{limit}:] keeps the end), or build a model with context={start + n} or more"
+            )
+        return self.placed(self.embedding(tokens), start)
+
+    def hidden(self, tokens: Array, rng: np.random.Generator | None = None, **options: Any) -> Tensor:
+        """Token ids (B, N) -> h (B, N, D). `options` go to the mixers."""
+        return self.through(self.embed(tokens), rng, **options)
+
+
+class OnGrid(Module):
+    """A mixer or FFN of grids (B, rows, columns, D) in a stack of tokens (B, N, D), N = rows * columns."""
+
+    def __init__(self, inner: Any, grid: tuple[int, ...]):
+        self.inner, self.grid = inner, grid
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        batch, _, dim = x.shape
+        y = self.inner(x.reshape((batch, *self.grid, dim)), **options)
+        return y.reshape(x.shape)
+
+
+def with_a_loss(module: Module) -> Iterator[Any]:
+    """The outermost modules that have an `auxiliary_loss`."""
+    if hasattr(module, "auxiliary_loss"):
+        yield module
+        return
+    for _, child in module.named_children():
+        yield from with_a_loss(child)
 
 
 def token_ids(tokens: Any, ndim: int, shape: str) -> Array:
@@ -106,14 +197,31 @@ def token_ids(tokens: Any, ndim: int, shape: str) -> Array:
     return ids
 
 
-def position_scheme(config: Config, rng: np.random.Generator, dtype: Any) -> Any:
+def share_right(logits: Tensor, targets: Any, ignore: int | None = None) -> float:
+    """The share of targets (...) that have the largest logit (..., C); the lower index wins ties."""
+    goal = np.asarray(targets.numpy() if isinstance(targets, Tensor) else targets)
+    right = np.argmax(logits.numpy(), axis=-1) == goal
+    return float(right.mean() if ignore is None else right[goal != ignore].mean())
+
+
+def accepts(name: str, option: str) -> bool:
+    """Whether the constructor of a variant takes this option."""
+    return option in inspect.signature(variant_class(name)).parameters
+
+
+def takes_mask(name: str) -> bool:
+    """Whether calls of a mixer take a mask."""
+    takes = inspect.signature(variant_class(name).forward).parameters.values()
+    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in takes)
+
+
+def position_scheme(config: Parts, host: Host, rng: np.random.Generator, dtype: Any) -> Any:
     """A new position scheme as the config names it."""
-    return build(
-        config.position, config.dim, heads=config.heads, context=config.context, seed=rng, dtype=dtype
-    )
+    context = math.prod(host.grid)
+    return build(config.position, config.dim, heads=config.heads, context=context, seed=rng, dtype=dtype)
 
 
-def build_block(config: Config, causal: bool, rng: np.random.Generator, dtype: Any) -> Any:
+def build_block(config: Parts, host: Host, rng: np.random.Generator, dtype: Any) -> Any:
     """One block with its mixer and FFN."""
     cls = variant_class(config.block)
     takes = inspect.signature(cls).parameters
@@ -126,60 +234,88 @@ def build_block(config: Config, causal: bool, rng: np.random.Generator, dtype: A
         if "dropout" not in takes:
             raise ValueError(f"block={config.block!r} has no dropout: write dropout=0.0")
         options["dropout"] = config.dropout
-    mixer, ffn = build_mixer(config, causal, rng, dtype), build_ffn(config, rng, dtype)
+    mixer, ffn = build_mixer(config, host, rng, dtype), build_ffn(config, host, rng, dtype)
     for branch, last in ((mixer, ("wo",)), (ffn, ("w2", "wd"))):
         for name in last:
             if hasattr(branch, name):
                 getattr(branch, name).weight.data *= 1.0 / math.sqrt(2 * config.depth)
+    mixer, ffn = (
+        OnGrid(branch, host.grid) if len(host.grid) > 1 and branch.card.grid in ("2d", "nd") else branch
+        for branch in (mixer, ffn)
+    )
     return build(config.block, config.dim, mixer=mixer, ffn=ffn, **options)
 
 
-def build_mixer(config: Config, causal: bool, rng: np.random.Generator, dtype: Any) -> Any:
+def build_mixer(config: Parts, host: Host, rng: np.random.Generator, dtype: Any) -> Any:
     """The token mixer of one block: what the config says, as far as the variant takes it."""
-    name, cls = config.attention, variant_class(config.attention)
-    takes = inspect.signature(cls).parameters
-    options: dict[str, Any] = {"heads": config.heads, "seed": rng}
-    if "dtype" in takes:
-        options["dtype"] = dtype
-    for common in ("bias", "dropout"):
-        if common in takes:
-            options[common] = getattr(config, common)
-    if "causal" in takes:
-        options["causal"] = causal
-    elif causal and not cls.card.causal:
-        raise ValueError(
-            f"attention={name!r} lets a token see later ones, so a language model cannot use it: choose one "
-            "that `minitf list --causal` shows"
-        )
-    elif not causal and cls.card.causal:
-        raise ValueError(
-            f"attention={name!r} sees only the past, so an encoder cannot use it: choose another"
-        )
+    name = config.attention
+    options = common_options("attention", config, host, rng, dtype)
+    if accepts(name, "dropout"):
+        options["dropout"] = config.dropout
     if config.kv_heads is not None:
-        if "kv_heads" not in takes:
+        if not accepts(name, "kv_heads"):
             raise ValueError(f"attention={name!r} has no kv_heads: leave kv_heads=None")
         options["kv_heads"] = config.kv_heads
     scheme = variant_class(config.position)
     if scheme.rotate is not Position.rotate or scheme.bias is not Position.bias:
-        if "position" not in takes:
+        if not accepts(name, "position"):
             raise ValueError(
                 f"attention={name!r} takes no position scheme, so position={config.position!r} cannot act in "
                 "it: write 'none', or one that acts on the embeddings, such as 'learned' or 'sinusoidal'"
             )
-        options["position"] = position_scheme(config, rng, dtype)
+        options["position"] = position_scheme(config, host, rng, dtype)
     return build(name, config.dim, **{**options, **config.attention_options})
 
 
-def build_ffn(config: Config, rng: np.random.Generator, dtype: Any) -> Any:
+def build_ffn(config: Parts, host: Host, rng: np.random.Generator, dtype: Any) -> Any:
     """The channel mixer of one block."""
-    takes = inspect.signature(variant_class(config.ffn)).parameters
-    options: dict[str, Any] = {"seed": rng}
-    if "dtype" in takes:
-        options["dtype"] = dtype
-    if "bias" in takes:
-        options["bias"] = config.bias
+    options = common_options("ffn", config, host, rng, dtype)
     if config.ffn_hidden is not None:
-        if "hidden" not in takes:
+        if not accepts(config.ffn, "hidden"):
             raise ValueError(f"ffn={config.ffn!r} has no hidden width: leave ffn_hidden=None")
         options["hidden"] = config.ffn_hidden
     return build(config.ffn, config.dim, **{**options, **config.ffn_options})
+
+
+def common_options(
+    part: str, config: Parts, host: Host, rng: np.random.Generator, dtype: Any
+) -> dict[str, Any]:
+    """What mixers and FFNs are told alike, each as far as it takes it.
+
+    Raises:
+        ValueError: the variant cannot stand in this model.
+    """
+    name = getattr(config, part)
+    cls = variant_class(name)
+    card, axes = cls.card, len(host.grid)
+    if hasattr(cls, "example_inputs"):
+        raise ValueError(
+            f"{part}={name!r} needs more than one input, and {host.model} has only its own tokens to give: "
+            "call it by itself, as `minitf show` tells"
+        )
+    if card.grid not in ("any", "nd", "1d", *(("2d",) if axes == 2 else ())):
+        raise ValueError(
+            f"{part}={name!r} works on a grid of {card.grid[0]} axes, and {host.model} has "
+            f"{'a sequence' if axes == 1 else 'rows and columns'} of tokens: choose another"
+        )
+    if host.varies and "fixed_grid" in card.properties:
+        raise ValueError(
+            f"{part}={name!r} has weights for one fixed number of tokens, and {host.model} meets sequences of "
+            "every length: choose another"
+        )
+    takes_causal = accepts(name, "causal")
+    if host.causal == "always" and not takes_causal and not card.causal:
+        raise ValueError(
+            f"{part}={name!r} lets a token see later ones, so {host.model} cannot use it: choose one "
+            "that `minitf list --causal` shows"
+        )
+    # An FFN sees one token; its card calls that causal.
+    if host.causal == "never" and part == "attention" and not takes_causal and card.causal:
+        raise ValueError(f"{part}={name!r} sees only the past, so {host.model} cannot use it: choose another")
+    # Sizes of the grid; a sequence has one.
+    grid: Any = host.grid if card.grid in ("2d", "nd") else math.prod(host.grid)
+    given = {
+        "heads": config.heads, "seed": rng, "dtype": dtype, "bias": config.bias, "grid": grid,
+        "causal": host.causal == "always", "context": math.prod(host.grid),
+    }  # fmt: skip
+    return {option: value for option, value in given.items() if accepts(name, option)}

@@ -21,11 +21,11 @@ from minitf import ops
 from minitf.engine import ShapeError, Tensor
 from minitf.nn import Linear, init
 
-from .backbone import Backbone, token_ids
+from .backbone import Host, TokenBackbone, share_right, takes_mask, token_ids
 from .config import Config
 
 
-class Encoder(Backbone):
+class Encoder(TokenBackbone):
     """tokens (B, N) -> h (B, N, D), or logits (B, classes).
 
     Parameters: those of the backbone; with `classes` also head.weight (D, C) and head.bias. `config.tied`
@@ -45,7 +45,8 @@ class Encoder(Backbone):
         if classes is not None and (not isinstance(classes, int) or isinstance(classes, bool) or classes < 1):
             raise ValueError(f"classes must be a positive integer or None, not {classes!r}")
         rng = init.generator(seed)
-        super().__init__(config, False, rng, dtype)
+        host = Host("an encoder", (config.context,), causal="never", varies=False)
+        super().__init__(config, host, rng, dtype)
         self.classes = classes
         self.head = None
         if classes is not None:
@@ -65,12 +66,12 @@ class Encoder(Backbone):
 
         Raises:
             ShapeError: tokens or mask are not (B, N). TypeError: tokens not integers, or mask not boolean.
-            ValueError: an id outside 0..V-1, or a sequence longer than the context.
+            ValueError: an id outside 0..V-1, a sequence longer than the context, or a mask for a mixer that
+                cannot hide tokens.
         """
         ids = token_ids(tokens, 2, "(B, N)")
         real = self._real(ids, mask)
-        # Every query sees the real keys: (B, 1, 1, N)
-        h = self.hidden(ids, rng, mask=None if real is None else real[:, None, None, :])
+        h = self.hidden(ids, rng, **keys(real))
         if self.head is None:
             return h
         if real is None:
@@ -84,7 +85,14 @@ class Encoder(Backbone):
         """The mean cross entropy in nats of labels (B,), a scalar. Needs `classes`."""
         if self.head is None:
             raise ValueError("an encoder without classes has no loss: build it with classes=...")
-        return ops.cross_entropy(self(tokens, mask, rng), labels)
+        return self.with_auxiliary(lambda: ops.cross_entropy(self(tokens, mask, rng), labels))
+
+    def accuracy(self, tokens: Any, labels: Any, mask: Any = None) -> float:
+        """The share of labels (B,) that are the most probable class, without dropout. Needs `classes`."""
+        if self.head is None:
+            raise ValueError("an encoder without classes has no accuracy: build it with classes=...")
+        with self.evaluating():
+            return share_right(self(tokens, mask), labels)
 
     def attention_maps(self, tokens: Any, mask: Any = None) -> list[np.ndarray[Any, Any]]:
         """P (B, H, N, N) of every block whose mixer attends, without dropout.
@@ -94,7 +102,7 @@ class Encoder(Backbone):
         """
         ids = token_ids(tokens, 2, "(B, N)")
         real = self._real(ids, mask)
-        return self.maps(ids, mask=None if real is None else real[:, None, None, :])
+        return self.maps(lambda: self.hidden(ids, **keys(real)), **keys(real))
 
     def _real(self, ids: Any, mask: Any) -> Any:
         """The mask as a boolean array, checked."""
@@ -105,4 +113,14 @@ class Encoder(Backbone):
             raise TypeError(f"the mask must be boolean, True = a real token, not {real.dtype}")
         if real.shape != ids.shape:
             raise ShapeError(f"the mask must be (B, N) like the tokens {ids.shape}, not {real.shape}")
+        if not takes_mask(self.config.attention):
+            raise ValueError(
+                f"attention={self.config.attention!r} cannot hide tokens, so it takes no mask: give sequences of "
+                "one length, or let the padding be a token like others"
+            )
         return real
+
+
+def keys(real: Any) -> dict[str, Any]:
+    """What mixers are told of padding: every query sees the real keys (B, 1, 1, N). Nothing without a mask."""
+    return {} if real is None else {"mask": real[:, None, None, :]}

@@ -4,7 +4,7 @@
     logits = h W                     W = E^T if tied, else a matrix of its own, without bias
     loss   = mean of -log softmax(logits)[target]        in nats; divide by log 2 for bits
 
-    tokens, targets  (B, N)   integers in 0..V-1; target n is token n + 1
+    tokens, targets  (B, N)   integers in 0..V-1; target n is token n + 1; a target of -1 does not count
     logits  (B, N, V)
 
 Source: the layout of GPT-2 (Language Models are Unsupervised Multitask Learners, 2019), with exchangeable
@@ -21,8 +21,11 @@ from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
 from minitf.nn import Linear, init
 
-from .backbone import Backbone, token_ids
+from .backbone import Host, TokenBackbone, share_right, token_ids
 from .config import Config
+
+# The target of a position that does not count.
+IGNORE = -1
 
 
 class State(NamedTuple):
@@ -36,7 +39,7 @@ class State(NamedTuple):
     batch: int
 
 
-class LanguageModel(Backbone):
+class LanguageModel(TokenBackbone):
     """tokens (B, N) -> logits (B, N, V).
 
     Parameters: those of the backbone, and head.weight (D, V) unless tied.
@@ -51,7 +54,8 @@ class LanguageModel(Backbone):
 
     def __init__(self, config: Config, seed: init.Seed = 0, dtype: Any = "float32"):
         rng = init.generator(seed)
-        super().__init__(config, True, rng, dtype)
+        host = Host("a language model", (config.context,), causal="always", varies=True)
+        super().__init__(config, host, rng, dtype)
         # (D, V), normal with std 0.02 like the embedding.
         size = (config.dim, config.vocab)
         values = None if config.tied else init.normal(rng, size, dtype=dtype)
@@ -71,8 +75,18 @@ class LanguageModel(Backbone):
         return self._logits(self.hidden(token_ids(tokens, 2, "(B, N)"), rng))
 
     def loss(self, tokens: Any, targets: Any, rng: np.random.Generator | None = None) -> Tensor:
-        """The mean cross entropy in nats, a scalar. tokens, targets: integers (B, N)."""
-        return ops.cross_entropy(self(tokens, rng=rng), targets)
+        """The mean cross entropy in nats, a scalar, where targets are not -1. tokens, targets: (B, N)."""
+        goal = targets.data if isinstance(targets, Tensor) else np.asarray(targets)
+        # Only if it is there: the kernels know the plain loss.
+        ignore = IGNORE if bool((goal == IGNORE).any()) else None
+        return self.with_auxiliary(
+            lambda: ops.cross_entropy(self(tokens, rng=rng), targets, ignore=ignore)
+        )
+
+    def accuracy(self, tokens: Any, targets: Any) -> float:
+        """The share of targets other than -1 that are the most probable token, without dropout."""
+        with self.evaluating():
+            return share_right(self(tokens), targets, IGNORE)
 
     def _logits(self, h: Tensor) -> Tensor:
         return h @ self.embedding.weight.mT if self.head is None else self.head(h)
@@ -130,4 +144,5 @@ class LanguageModel(Backbone):
         Raises:
             ValueError: no mixer of this model forms attention weights.
         """
-        return self.maps(token_ids(tokens, 2, "(B, N)"))
+        ids = token_ids(tokens, 2, "(B, N)")
+        return self.maps(lambda: self.hidden(ids))

@@ -5,6 +5,7 @@ from .activations import ACTIVATIONS, activation
 from .cache import KVCache
 from .card import Card, Case, Identity, Paper, identities, identity
 from .linear import Dropout, Embedding, Linear
+from .masks import visible_keys
 from .module import Buffer, Hook, Module, Parameter, StateError
 from .norms import LayerNorm, RMSNorm, as_norm
 from .positions import ALiBi, LearnedPosition, NoPosition, Position, RoPE, SinusoidalPosition, as_position
@@ -38,4 +39,5 @@ __all__ = [
     "identities",
     "identity",
     "init",
+    "visible_keys",
 ]

@@ -139,6 +139,9 @@ from .reductions import (
 from .rotary import (
     rope,
 )
+from .scans import (
+    gated_scan,
+)
 from .shape import (
     astype,
     broadcast_to,
@@ -235,6 +238,7 @@ __all__ = [
     "floor_divide",
     "fold",
     "full",
+    "gated_scan",
     "gelu",
     "greater",
     "greater_equal",
