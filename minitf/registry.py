@@ -80,6 +80,11 @@ def variant_class(name: str) -> Any:
     return getattr(importlib.import_module(entry["module"]), entry["class"])
 
 
+def parameters(cls: Any) -> dict[str, Any]:
+    """What a class takes beside `dim`, each with its default."""
+    return {k: p.default for k, p in inspect.signature(cls).parameters.items() if k != "dim"}
+
+
 def build(name: str, dim: int, **options: Any) -> Module:
     """Build a variant by name, with defaults that suit any `dim`.
 

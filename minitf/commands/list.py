@@ -123,6 +123,5 @@ def print_fitting(cells: Sequence[Sequence[str]], width: int) -> None:
             click.secho(f"{name}{rest}  {title}", bold=True)
         else:
             click.echo(f"{click.style(name, fg='cyan')}{rest}  {title}")
-    left = [c for c in ADDED if c not in shown]
-    more = f"; a wider terminal shows {', '.join(left)}" if left else ""
-    click.secho(f"\n{len(cells)} variants{more}. `minitf show NAME` explains one.", dim=True)
+    more = "" if len(columns) == len(COLUMNS) else "; a wider terminal shows more columns"
+    click.secho(f"\n{len(cells)} variants{more}", dim=True)

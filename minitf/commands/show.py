@@ -55,11 +55,16 @@ def command(name: str, no_source: bool, as_json: bool) -> None:
         "operations": card.complexity,
         "properties": ", ".join(card.properties),
         "checked against": card.basis,
+        "compared with": ", ".join(card.parity) or "none: no independent implementation",
         "defined in": entry.module,
     }
     for key, value in facts.items():
         if value:
             say(f"  {key:<16} {value}")
+    if card.expected_failures:
+        heading("Checks that cannot hold")
+        for check, reason in card.expected_failures.items():
+            say(f"  {check}: {reason}")
     heading("Papers")
     for paper in card.papers:
         say(f"  {paper.title}, {paper.year}{f', arXiv:{paper.arxiv}' if paper.arxiv else ''}")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, ShapeError, Tensor, no_grad
+from minitf.engine import Array, ShapeError, Tensor, no_grad, to_device
 from minitf.nn import Dropout, Embedding, Module, Position, as_norm, init
 from minitf.registry import build, resolve, variant_class
 
@@ -197,6 +197,13 @@ def token_ids(tokens: Any, ndim: int, shape: str) -> Array:
     return ids
 
 
+def tensor_like(x: Any, weight: Tensor) -> Tensor:
+    """Real numbers as a tensor of the dtype and on the device of `weight`."""
+    if isinstance(x, Tensor):
+        return x if x.dtype == weight.dtype else x.astype(weight.dtype)
+    return Tensor(to_device(np.asarray(x, dtype=weight.dtype), weight.device))
+
+
 def share_right(logits: Tensor, targets: Any, ignore: int | None = None) -> float:
     """The share of targets (...) that have the largest logit (..., C); the lower index wins ties."""
     goal = np.asarray(targets.numpy() if isinstance(targets, Tensor) else targets)
@@ -304,12 +311,13 @@ def common_options(
             "every length: choose another"
         )
     takes_causal = accepts(name, "causal")
-    if host.causal == "always" and not takes_causal and not card.causal:
+    safe = takes_causal or card.causal or "token_wise" in card.properties
+    if host.causal == "always" and not safe:
         raise ValueError(
             f"{part}={name!r} lets a token see later ones, so {host.model} cannot use it: choose one "
             "that `minitf list --causal` shows"
         )
-    # An FFN sees one token; its card calls that causal.
+    # An FFN that sees one token only is called causal too.
     if host.causal == "never" and part == "attention" and not takes_causal and card.causal:
         raise ValueError(f"{part}={name!r} sees only the past, so {host.model} cannot use it: choose another")
     # Sizes of the grid; a sequence has one.

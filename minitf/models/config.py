@@ -116,7 +116,7 @@ class Parts:
         Raises:
             ValueError: a field without default is missing, an unknown field, or a value out of range.
         """
-        known = [f.name for f in fields(cls)]
+        known = [f.name for f in sorted(fields(cls), key=lambda f: f.kw_only)]
         for name in values:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)

@@ -154,23 +154,21 @@ def save(model: Module, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, which is made if need be.
 
     Args:
-        model: a LanguageModel or an Encoder.
+        model: a LanguageModel, an Encoder, an ImageModel or a Forecaster.
 
     Raises:
         TypeError: another module. FileError: the files cannot be written; earlier ones are untouched.
     """
-    from .encoder import Encoder
-    from .language import LanguageModel
-
-    if isinstance(model, LanguageModel):
-        about: dict[str, Any] = {"model": "language_model", "config": model.config.to_dict()}
-    elif isinstance(model, Encoder):
-        about = {"model": "encoder", "classes": model.classes, "config": model.config.to_dict()}
-    else:
+    kind = next((kind for kind, (cls, _) in model_classes().items() if isinstance(model, cls)), None)
+    if kind is None:
+        names = ", ".join(cls.__name__ for cls, _ in model_classes().values())
         raise TypeError(
-            f"mt.save takes a LanguageModel or an Encoder, not {type(model).__name__}: write the "
+            f"mt.save takes a model ({names}), not {type(model).__name__}: write the "
             "state_dict() of other modules with safetensors.numpy.save_file"
         )
+    about = {"model": kind, "config": model.config.to_dict()}
+    if kind == "encoder":
+        about["classes"] = model.classes
     text = json.dumps(about, indent=2) + "\n"
     weights = arrays_to_bytes(model.state_dict())
     folder = Path(folder)
@@ -188,10 +186,6 @@ def load(folder: str | os.PathLike[str]) -> Any:
     Raises:
         FileError: a file is missing, damaged, of another kind, or does not fit the other.
     """
-    from .config import Config
-    from .encoder import Encoder
-    from .language import LanguageModel
-
     folder = Path(folder)
     if not folder.is_dir():
         raise FileError(f"{folder} is not a folder: a model is a folder with {CONFIG} and {WEIGHTS}")
@@ -200,7 +194,7 @@ def load(folder: str | os.PathLike[str]) -> Any:
         from .gpt2 import load_gpt2
 
         return load_gpt2(folder)
-    kinds: dict[Any, Any] = {"language_model": LanguageModel, "encoder": Encoder}
+    kinds = model_classes()
     kind, values = about.get("model"), about.get("config")
     if not isinstance(kind, str) or kind not in kinds or not isinstance(values, dict):
         raise FileError(
@@ -211,12 +205,29 @@ def load(folder: str | os.PathLike[str]) -> Any:
     unknown = sorted(options.keys() - ({"classes"} if kind == "encoder" else set()))
     if unknown:
         raise FileError(f"{folder / CONFIG} has unknown keys: {', '.join(unknown)}; update minitf?")
+    model_class, config_class = kinds[kind]
     try:
-        config = Config.from_dict(values)
+        config = config_class.from_dict(values)
     except (TypeError, ValueError, LookupError) as error:
         raise FileError(f"{folder / CONFIG} does not describe a model that can be built: {error}") from error
     arrays, _ = read_arrays(folder / WEIGHTS)
-    return fill(kinds[kind], config, arrays, folder, **options)
+    return fill(model_class, config, arrays, folder, **options)
+
+
+def model_classes() -> dict[str, tuple[Any, Any]]:
+    """For every kind of model that a folder may hold: its class and that of its config."""
+    from .config import Config, ForecastConfig, ImageConfig
+    from .encoder import Encoder
+    from .forecaster import Forecaster
+    from .image import ImageModel
+    from .language import LanguageModel
+
+    return {
+        "language_model": (LanguageModel, Config),
+        "encoder": (Encoder, Config),
+        "image_model": (ImageModel, ImageConfig),
+        "forecaster": (Forecaster, ForecastConfig),
+    }
 
 
 def fill(model_class: Any, config: Any, arrays: Arrays, folder: Path, **options: Any) -> Any:
@@ -225,19 +236,20 @@ def fill(model_class: Any, config: Any, arrays: Arrays, folder: Path, **options:
     Raises:
         FileError: the weights do not fit the config.
     """
-    table = arrays.get("embedding.weight")
+    name, shape = model_class.first_weight(config)
+    table = arrays.get(name)
     depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
     # Checked before building, so that a damaged config cannot ask for more memory than there is.
-    if table is None or table.shape != (config.vocab, config.dim) or depth != config.depth:
+    if table is None or table.shape != shape or depth != config.depth:
         found = "none" if table is None else table.shape
         raise FileError(
-            f"{folder / WEIGHTS} does not fit {CONFIG}: it has {depth} blocks and embedding.weight {found}, "
-            f"but the config says {config.depth} and {(config.vocab, config.dim)}; use two files of one save"
+            f"{folder / WEIGHTS} does not fit {CONFIG}: it has {depth} blocks and {name} {found}, "
+            f"but the config says {config.depth} and {shape}; use two files of one save"
         )
-    wrong = [name for name, a in arrays.items() if a.dtype != table.dtype or a.dtype.kind != "f"]
+    wrong = [n for n, a in arrays.items() if a.dtype != table.dtype or a.dtype.kind != "f"]
     if wrong:
         raise FileError(
-            f"{folder / WEIGHTS}: {wrong[0]} is {arrays[wrong[0]].dtype} and embedding.weight {table.dtype}, "
+            f"{folder / WEIGHTS}: {wrong[0]} is {arrays[wrong[0]].dtype} and {name} {table.dtype}, "
             "but all weights must be of one floating-point type"
         )
     try:
