@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "Let a trained model write.",
     "list": "List the variants in the catalogue.",
     "show": "Show one variant: card, equation, identities, source code.",
+    "plot": "Draw a variant: which tokens it mixes, and what it costs as N grows.",
     "check": "Check a variant of the catalogue, or one of your own.",
     "lessons": "Open the lessons in JupyterLab.",
     "bench": "Measure speed on this machine.",

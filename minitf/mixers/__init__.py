@@ -1,0 +1,1 @@
+"""Token mixers that do not attend, one file each."""

@@ -4,7 +4,8 @@
     x = Block_i(x)           i = 0 .. depth-1
     h = Norm(x)              not after post-norm blocks, which end with a norm of their own
 
-Peri-norm blocks get one more norm, before the first. In training mode, dropout acts on what enters the blocks.
+Peri-norm blocks get one more norm, before the first. In training mode, dropout acts on what enters the
+blocks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from minitf.engine import Array, ShapeError, Tensor, no_grad, to_device
-from minitf.nn import Dropout, Embedding, Module, Position, as_norm, init
+from minitf.nn import Dropout, Embedding, Module, Position, as_norm
 from minitf.registry import build, resolve, variant_class
 
 from .config import Config, Parts
@@ -43,8 +44,8 @@ class Host:
 class Backbone(Module):
     """x (B, N, D) -> h (B, N, D).
 
-    Parameters: position.weight (context, D) if learned; embedding_norm for peri-norm; blocks.{i}; norm, except
-    after post-norm.
+    Parameters: position.weight (context, D) if learned; embedding_norm for peri-norm; blocks.{i}; norm,
+    except after post-norm.
 
     Initial values follow GPT-2: learned positions are normal with std 0.02; the matrices that write to the
     residual stream (wo of the mixer, w2 or wd of the FFN) start as the variant says, divided by
@@ -307,8 +308,8 @@ def common_options(
         )
     if host.varies and "fixed_grid" in card.properties:
         raise ValueError(
-            f"{part}={name!r} has weights for one fixed number of tokens, and {host.model} meets sequences of "
-            "every length: choose another"
+            f"{part}={name!r} has weights for one fixed number of tokens, and {host.model} meets "
+            "sequences of every length: choose another"
         )
     takes_causal = accepts(name, "causal")
     safe = takes_causal or card.causal or "token_wise" in card.properties

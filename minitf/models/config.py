@@ -116,7 +116,7 @@ class Parts:
         Raises:
             ValueError: a field without default is missing, an unknown field, or a value out of range.
         """
-        known = [f.name for f in sorted(fields(cls), key=lambda f: f.kw_only)]
+        known = [f.name for f in sorted(fields(cls), key=lambda f: f.kw_only is True)]
         for name in values:
             if name not in known:
                 close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
@@ -171,7 +171,7 @@ class ImageConfig(Parts):
             raise ValueError(f"ImageConfig: size must be two positive integers (rows, columns), not {size!r}")
         if any(n % self.patch for n in size):
             raise ValueError(
-                f"ImageConfig: patch={self.patch} must divide both sides of size={tuple(size)}: choose another"
+                f"ImageConfig: patch={self.patch} must divide both numbers of size={tuple(size)}"
             )
         object.__setattr__(self, "size", (int(size[0]), int(size[1])))
 
@@ -211,4 +211,4 @@ class ForecastConfig(Parts):
 
 def positive(value: Any) -> bool:
     """Whether it is a positive integer."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

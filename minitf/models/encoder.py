@@ -115,12 +115,12 @@ class Encoder(TokenBackbone):
             raise ShapeError(f"the mask must be (B, N) like the tokens {ids.shape}, not {real.shape}")
         if not takes_mask(self.config.attention):
             raise ValueError(
-                f"attention={self.config.attention!r} cannot hide tokens, so it takes no mask: give sequences of "
-                "one length, or let the padding be a token like others"
+                f"attention={self.config.attention!r} cannot hide tokens, so it takes no mask: give "
+                "sequences of one length, or let the padding be a token like others"
             )
         return real
 
 
 def keys(real: Any) -> dict[str, Any]:
-    """What mixers are told of padding: every query sees the real keys (B, 1, 1, N). Nothing without a mask."""
+    """What mixers are told of padding: every query sees the real keys (B, 1, 1, N)."""
     return {} if real is None else {"mask": real[:, None, None, :]}

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from minitf.engine import MinitfError
-from minitf.nn import Module
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -150,7 +149,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return value
 
 
-def save(model: Module, folder: str | os.PathLike[str]) -> None:
+def save(model: Any, folder: str | os.PathLike[str]) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, which is made if need be.
 
     Args:

@@ -12,11 +12,11 @@
 
 All tokens lie in the past of what is forecast, so they may see each other; a mixer that sees only the past
 works too. A constant window has s = 1.
-Source: PatchTST, A Time Series is Worth 64 Words, Nie et al., arXiv:2211.14730, 2022, with exchangeable parts;
-the standardisation is that of RevIN (Kim et al., ICLR 2022) without learned scale.
+Source: PatchTST, A Time Series is Worth 64 Words, Nie et al., arXiv:2211.14730, 2022, with exchangeable
+parts; the standardisation is that of RevIN (Kim et al., ICLR 2022) without learned scale.
 Differs from the paper: patches do not overlap; the norm is the config's, not batch norm.
-Numerics: adding a constant or scaling the series changes f only by rounding. In float32 a series far from zero
-(1e6 times its deviation) loses its shape: subtract something first.
+Numerics: adding a constant or scaling the series changes f only by rounding. In float32 a series far from
+zero (1e6 times its deviation) loses its shape: subtract something first.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ class Forecaster(Backbone):
         wanted = (series.shape[0], self.config.horizon, series.shape[2])
         if goal.shape != wanted:
             raise ShapeError(f"the future must be {wanted} for a series {series.shape}, not {goal.shape}")
-        return self.with_auxiliary(
-            lambda: ops.square(self.future(z, rng) - (goal - m) / s).mean()
-        )
+        return self.with_auxiliary(lambda: ops.square(self.future(z, rng) - (goal - m) / s).mean())
 
     def standardised(self, series: Any) -> tuple[Tensor, Tensor, Tensor]:
         """z (B, T, V), m and s (B, 1, V)."""

@@ -10,7 +10,8 @@
 
 A mixer or FFN of grids ("2d", "nd") sees tokens as (B, rows/p, columns/p, D); one of sequences ("1d") sees
 them in a line, row by row, and no causal mask is set.
-Source: ViT, An Image is Worth 16x16 Words, Dosovitskiy et al., arXiv:2010.11929, 2020, with exchangeable parts.
+Source: ViT, An Image is Worth 16x16 Words, Dosovitskiy et al., arXiv:2010.11929, 2020, with exchangeable
+parts.
 Differs from the paper: the tokens are pooled by their mean, not by a special first token.
 """
 

@@ -79,9 +79,7 @@ class LanguageModel(TokenBackbone):
         goal = targets.data if isinstance(targets, Tensor) else np.asarray(targets)
         # Only if it is there: the kernels know the plain loss.
         ignore = IGNORE if bool((goal == IGNORE).any()) else None
-        return self.with_auxiliary(
-            lambda: ops.cross_entropy(self(tokens, rng=rng), targets, ignore=ignore)
-        )
+        return self.with_auxiliary(lambda: ops.cross_entropy(self(tokens, rng=rng), targets, ignore=ignore))
 
     def accuracy(self, tokens: Any, targets: Any) -> float:
         """The share of targets other than -1 that are the most probable token, without dropout."""

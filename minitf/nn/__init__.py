@@ -4,11 +4,13 @@ from . import init
 from .activations import ACTIVATIONS, activation
 from .cache import KVCache
 from .card import Card, Case, Identity, Paper, identities, identity
+from .dispatch import dispatch
 from .linear import Dropout, Embedding, Linear
 from .masks import visible_keys
 from .module import Buffer, Hook, Module, Parameter, StateError
 from .norms import LayerNorm, RMSNorm, as_norm
 from .positions import ALiBi, LearnedPosition, NoPosition, Position, RoPE, SinusoidalPosition, as_position
+from .windows import RelativeBias2D, offsets, partition, unpartition
 
 __all__ = [
     "ACTIVATIONS",
@@ -30,14 +32,19 @@ __all__ = [
     "Parameter",
     "Position",
     "RMSNorm",
+    "RelativeBias2D",
     "RoPE",
     "SinusoidalPosition",
     "StateError",
     "activation",
     "as_norm",
     "as_position",
+    "dispatch",
     "identities",
     "identity",
     "init",
+    "offsets",
+    "partition",
+    "unpartition",
     "visible_keys",
 ]

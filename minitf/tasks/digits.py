@@ -1,7 +1,8 @@
 """Handwritten digits as a task: which of ten digits is on an image of 8 x 8 pixels.
 
-One fixed permutation splits the 1,797 images into 1,437 to learn from and 360 to be tested on, as the LRA-style
-small version of image classification has it. Pixels are divided by 16, so that they lie in 0..1. Chance is 1/10.
+One fixed permutation splits the 1,797 images into 1,437 to learn from and 360 to be tested on, as the
+LRA-style small version of image classification has it. Pixels are divided by 16, so that they lie in 0..1.
+Chance is 1/10.
 """
 
 from __future__ import annotations

@@ -7,11 +7,12 @@
     x = CLS [MAX 2 9 [MIN 4 7 X 0 X PAD PAD          y_0 = 9, scored at CLS only
 
 Ids: PAD 0, digits 1..10, MIN MAX MED SM 11..14, X (the end of an operator) 15, CLS 16. The length counts
-digits, operators and ends, not CLS; trees are drawn until one has a length in min_length..max_length. The root is
-an operator. The answer needs what comes after CLS, so the model must not be causal.
+digits, operators and ends, not CLS; trees are drawn until one has a length in min_length..max_length. The
+root is an operator. The answer needs what comes after CLS, so the model must not be causal.
 
-The defaults are a small version that a laptop learns: expressions of depth 2, most of them nested. The published
-one is ListOps(max_depth=10, max_args=10, leaf=0.75, min_length=501, max_length=1999, operator_root=False).
+The defaults are a small version that a laptop learns: expressions of depth 2, most of them nested. The
+published one is ListOps(max_depth=10, max_args=10, leaf=0.75, min_length=501, max_length=1999,
+operator_root=False).
 Chance is the share of the most frequent value, which is not 1/10: it is counted over 10,000 samples.
 Source: Long Range Arena, Tay et al., arXiv:2011.04006, 2020; google-research/long-range-arena
 lra_benchmarks/data/listops.py. ListOps itself: Nangia and Bowman, arXiv:1804.06028, 2018.

@@ -1,23 +1,23 @@
-"""Multi-query associative recall: read pairs of key and value, then name the value of each key that comes again.
+"""Multi-query associative recall: read pairs of key and value, then name the value of keys that come again.
 
     x = k_1 v_1 ... k_K v_K   0 0 k_7 0 k_2 0 0 0 k_5 0 ...
     y =                           v_7   v_2       v_5            scored at the keys that come again
 
 Ids: 0 fills, 1 .. V/2-1 are keys, V/2 .. V-1 are values. Keys and values are drawn without replacement. After
-the pairs come slots of two tokens; each key stands first in a slot g of its own, drawn without replacement with
-probability proportional to a (g+1)^(a-1): a = 1 is uniform, a small `a` prefers early slots. The value is not
-shown again.
+the pairs come slots of two tokens; each key stands first in a slot g of its own, drawn without replacement
+with probability proportional to a (g+1)^(a-1): a = 1 is uniform, a small `a` prefers early slots. The value
+is not shown again.
 
 `rewritten`: so many of the keys get a second pair after all first ones; the later value is the answer.
-`compositional`: a key is two tokens from a grid of sqrt(K) x sqrt(K), so that neither tells the value; pairs and
-slots then have three tokens, and the answer stands at the second token of the key.
-`random_fillers`: any ids in place of 0, as the published code has it; but none that is a key of its row, which
-would be a question without an answer.
+`compositional`: a key is two tokens from a grid of sqrt(K) x sqrt(K), so that neither tells the value; pairs
+and slots then have three tokens, and the answer stands at the second token of the key.
+`random_fillers`: any ids in place of 0, as the published code has it; but none that is a key of its row,
+which would be a question without an answer.
 
 Chance is 1 / (number of values), or 1/K for a model that knows which values occur.
 Source: Zoology, Arora et al., arXiv:2312.04927, 2023; HazyResearch/zoology zoology/data/multiquery_ar.py.
-Differs from the code: fillers are 0 unless asked otherwise, and never equal a key of the row; the code also wants
-V > N, which nothing needs.
+Differs from the code: fillers are 0 unless asked otherwise, and never equal a key of the row; the code also
+wants V > N, which nothing needs.
 """
 
 from __future__ import annotations
@@ -57,16 +57,16 @@ class MQAR:
             )
         if self.length % 2 or self.slots < self.k:
             raise ValueError(
-                f"MQAR needs an even length with room for the pairs and a slot for every key: length={self.length} "
-                f"has {max(self.slots, 0)} slots after the pairs, and k={self.k} keys"
+                f"MQAR needs an even length with room for the pairs and a slot for every key: "
+                f"length={self.length} has {max(self.slots, 0)} slots after the pairs, and k={self.k} keys"
             )
         if self.compositional and side * side != self.k:
             raise ValueError(f"MQAR: compositional keys need a square number k, not {self.k}")
         tokens = 2 * side if self.compositional else self.k
         if self.first_value - 1 < tokens or self.vocab - self.first_value < self.k + self.rewritten:
             raise ValueError(
-                f"MQAR: vocab={self.vocab} has {self.first_value - 1} keys and {self.vocab - self.first_value} "
-                f"values, and {tokens} and {self.k + self.rewritten} are needed"
+                f"MQAR needs {tokens} keys and {self.k + self.rewritten} values, and vocab={self.vocab} has "
+                f"{self.first_value - 1} and {self.vocab - self.first_value}"
             )
 
     @property

@@ -3,11 +3,11 @@
     past    (windows, T, 1)    T steps that are known
     future  (windows, S, 1)    the S steps after them
 
-The series is cut in the order of time: the first 70 % to learn from, the next 10 % to validate, the last 20 % to
-test. Every window lies inside one part, so nothing that is tested was ever seen. Gaps are filled linearly.
+The series is cut in the order of time: the first 70 % to learn from, the next 10 % to validate, the last 20 %
+to test. Every window lies inside one part, so nothing that is tested was ever seen. Gaps are filled linearly.
 
-Errors are measured after each window is standardised by the mean and deviation of its past; then neither the level
-nor the scale of the series matters.
+Errors are measured after each window is standardised by the mean and deviation of its past; then neither the
+level nor the scale of the series matters.
 Source: a standard setting, as in PatchTST, Nie et al., arXiv:2211.14730, 2022; the baselines are those of
 Hyndman and Athanasopoulos, Forecasting: Principles and Practice, 2021.
 """
@@ -72,8 +72,8 @@ def standardised_error(past: Values, future: Values, forecast: Values) -> float:
 def linear_forecast(learn: Windows, past: Values, ridge: float = 1e-3) -> Values:
     """What the best linear map from past to future forecasts, (W, S, 1). Hard to beat.
 
-    One matrix (T + 1, S) from the standardised past and a 1, with the least mean squared error plus `ridge` times
-    the sum of its squares.
+    One matrix (T + 1, S) from the standardised past and a 1, with the least mean squared error plus `ridge`
+    times the sum of its squares.
     """
 
     def standardise(x: Values) -> tuple[Values, Values, Values]:

@@ -3,7 +3,7 @@
 from .checkpoint import Progress, holds_run, load_checkpoint, read_checkpoint, write_checkpoint
 from .clip import clip_grad_norm
 from .config import TrainConfig
-from .data import TextData
+from .data import ArrayData, TaskData, TextData
 from .errors import TrainingError
 from .log import read_rows
 from .loop import History, evaluate, fit
@@ -13,9 +13,11 @@ from .schedule import warmup_cosine
 __all__ = [
     "SGD",
     "AdamW",
+    "ArrayData",
     "History",
     "Optimizer",
     "Progress",
+    "TaskData",
     "TextData",
     "TrainConfig",
     "TrainingError",

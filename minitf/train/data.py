@@ -1,13 +1,24 @@
-"""Where batches come from: windows of a long sequence of tokens."""
+"""Where batches come from: windows of a long text, rows of arrays, or a task that makes them.
+
+A batch is a tuple of arrays whose first axis counts its rows: what a model's `loss` takes, in its order.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-Batch = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+from minitf.models import IGNORE
+from minitf.tasks import Task
+
+Array = np.ndarray[Any, Any]
+Batch = tuple[Array, ...]
+# Synthetic tasks are validated on samples of this seed: no training step ever draws them.
+VALIDATION_SEED = 1
 
 
 class TextData:
@@ -73,9 +84,7 @@ class TextData:
         places = self.validation_ids.size - self.context
         if places < 1:
             return []
-        starts = np.unique(np.linspace(0, places - 1, min(batch * count, places)).astype(np.int64))
-        rows = [starts[i : i + batch] for i in range(0, starts.size, batch)]
-        return [_windows(self.validation_ids, row, self.context) for row in rows]
+        return [_windows(self.validation_ids, row, self.context) for row in _spread(places, batch, count)]
 
     def describe(self) -> dict[str, Any]:
         """What identifies this data in a checkpoint: sizes, and a SHA-256 of all ids."""
@@ -89,6 +98,92 @@ class TextData:
         }
 
 
-def _windows(ids: np.ndarray[Any, Any], starts: np.ndarray[Any, Any], context: int) -> Batch:
+class ArrayData:
+    """Rows of arrays, some to learn from and others for validation.
+
+    Args:
+        learn, validation: tuples of arrays, such as (images, labels); row i of all of them belongs together.
+        accuracy: whether validation reports the model's accuracy too.
+
+    Raises:
+        ValueError: no array, no row to learn from, or arrays of different numbers of rows.
+    """
+
+    def __init__(self, learn: Sequence[Any], validation: Sequence[Any], accuracy: bool = False):
+        self.learn, self.validation = (tuple(map(np.asarray, part)) for part in (learn, validation))
+        for part in (self.learn, self.validation):
+            rows = sorted({len(a) for a in part})
+            if len(rows) != 1 or len(part) != len(self.learn):
+                raise ValueError(f"the arrays must have equally many rows, not {', '.join(map(str, rows))}")
+        if not len(self.learn[0]):
+            raise ValueError("there is no row to learn from")
+        self.accuracy = accuracy
+
+    def batch(self, rng: np.random.Generator, batch: int) -> Batch:
+        """Random rows to learn from; a row may come twice."""
+        rows = rng.integers(0, len(self.learn[0]), size=batch)
+        return tuple(a[rows] for a in self.learn)
+
+    def validation_batches(self, batch: int, count: int) -> list[Batch]:
+        """The same rows at every call, spread evenly; all of them if batch * count suffices."""
+        places = _spread(len(self.validation[0]), batch, count)
+        return [tuple(a[rows] for a in self.validation) for rows in places]
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies this data in a checkpoint: rows, and a SHA-256 of all numbers."""
+        digest = hashlib.sha256()
+        for a in (*self.learn, *self.validation):
+            digest.update(np.ascontiguousarray(a).tobytes())
+        rows = {"rows": len(self.learn[0]), "validation_rows": len(self.validation[0])}
+        return {**rows, "sha256": digest.hexdigest()}
+
+
+class TaskData:
+    """Fresh samples of a synthetic task at every step.
+
+    For a causal task, a batch is (tokens, targets) with -1 where no answer counts; otherwise it is
+    (tokens, labels, mask) for an encoder: the answer at the first token, and which tokens are real.
+
+    Args:
+        task: see `minitf.tasks.Task`. masked: whether the mask is given; without it, padding (id 0) is a
+            token like others.
+
+    Attributes:
+        accuracy: True: validation reports accuracy too. context, largest_id: what a model must be able to
+        take.
+    """
+
+    accuracy = True
+
+    def __init__(self, task: Task, masked: bool = True):
+        self.task, self.masked = task, masked
+        self.context, self.largest_id = task.N, task.V_in - 1
+
+    def batch(self, rng: np.random.Generator, batch: int) -> Batch:
+        """A sample of the task."""
+        x, y, w = self.task.sample(rng, batch)
+        if self.task.causal:
+            return x, np.where(w > 0.0, y, IGNORE)
+        return (x, y[:, 0], x != 0) if self.masked else (x, y[:, 0])
+
+    def validation_batches(self, batch: int, count: int) -> list[Batch]:
+        """The same `count` samples at every call."""
+        return [self.batch(np.random.default_rng([VALIDATION_SEED, i]), batch) for i in range(count)]
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies this data in a checkpoint: the task and its numbers."""
+        numbers: Any = self.task
+        return {"task": type(self.task).__name__, **asdict(numbers), "masked": self.masked}
+
+
+def _spread(places: int, batch: int, count: int) -> list[Array]:
+    """At most `count` lists of at most `batch` different places in 0..places-1, spread evenly."""
+    if not places:
+        return []
+    chosen = np.unique(np.linspace(0, places - 1, min(batch * count, places)).astype(np.int64))
+    return [chosen[i : i + batch] for i in range(0, chosen.size, batch)]
+
+
+def _windows(ids: Array, starts: Array, context: int) -> Batch:
     at = starts[:, None] + np.arange(context)  # (B, N)
     return ids[at], ids[at + 1]

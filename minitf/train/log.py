@@ -13,9 +13,13 @@ from minitf.models.files import reason, write_atomic
 
 from .errors import TrainingError
 
-# loss in nats; bits = nats / ln 2. Validation columns are empty where no validation took place. The last two
-# are times: only these differ between two runs of one configuration.
-COLUMNS = ("step", "loss", "bits", "val_loss", "val_bits", "lr", "grad_norm", "tokens_per_s", "seconds")
+# loss in nats; bits = nats / ln 2. The bits are empty where the loss is something else, such as a squared
+# error; validation columns where no validation took place, or none of accuracy. The last two are times: only
+# these differ between two runs of one configuration.
+COLUMNS = (
+    "step", "loss", "bits", "val_loss", "val_bits", "lr", "grad_norm", "val_accuracy", "tokens_per_s",
+    "seconds",
+)  # fmt: skip
 
 Row = dict[str, Any]
 

@@ -1,6 +1,6 @@
 """The training loop.
 
-    for each step:  loss and gradient on fresh windows -> clip -> AdamW at the learning rate of this step
+    for each step:  loss and gradient on a fresh batch -> clip -> AdamW at the learning rate of this step
                     now and then: validation; a row in the log; now and then: a checkpoint
 
 All that is random in step s comes from the seed and s alone, so a run that goes on from a checkpoint is, bit
@@ -38,7 +38,12 @@ Event = dict[str, Any]
 
 
 class Data(Protocol):
-    """What `fit` asks of data; `TextData` is one. `describe` gives JSON values that tell data sets apart."""
+    """What `fit` asks of data; `TextData`, `ArrayData` and `TaskData` are three.
+
+    A batch is a tuple of arrays, the arguments of the model's `loss`. `describe` gives JSON values that tell
+    data sets apart. Data with a true attribute `accuracy` wants validation to report the model's
+    `accuracy(*batch)` too.
+    """
 
     def batch(self, rng: np.random.Generator, batch: int) -> Batch: ...
     def validation_batches(self, batch: int, count: int) -> Sequence[Batch]: ...
@@ -49,8 +54,8 @@ class Data(Protocol):
 class History(Progress):
     """What `fit` returns: how far the run has come, and all rows of its log.
 
-    rows: one a step, with "step", "loss", "bits", "val_loss" and "val_bits" (None where no validation took
-        place), "lr", "grad_norm", "tokens_per_s", "seconds".
+    rows: one a step, with "step", "loss", "bits", "val_loss", "val_bits" and "val_accuracy" (None where no
+        validation took place, or it has no such number), "lr", "grad_norm", "tokens_per_s", "seconds".
     stopped: whether Ctrl-C ended it early.
     """
 
@@ -59,13 +64,21 @@ class History(Progress):
 
     @property
     def loss(self) -> float | None:
-        """The training loss of the last step, in nats."""
+        """The training loss of the last step."""
         return self.rows[-1]["loss"] if self.rows else None
 
     @property
     def val_loss(self) -> float | None:
-        """The last validation loss, in nats."""
-        return next((row["val_loss"] for row in reversed(self.rows) if row["val_loss"] is not None), None)
+        """The last validation loss."""
+        return self._last("val_loss")
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """The last accuracy of a validation."""
+        return self._last("val_accuracy")
+
+    def _last(self, key: str) -> float | None:
+        return next((row[key] for row in reversed(self.rows) if row.get(key) is not None), None)
 
 
 def fit(
@@ -86,7 +99,7 @@ def fit(
     Ctrl-C finishes the step, saves and returns; a second Ctrl-C interrupts at once.
 
     Args:
-        model: has loss(tokens, targets, rng=...) -> scalar in nats.
+        model: has loss(*batch, rng=...) -> scalar, in nats unless it has an attribute `nats` that is false.
         data: gives batches; see `Data`.
         config: the numbers of the run.
         out: a folder, made if need be.
@@ -95,7 +108,7 @@ def fit(
         extra_files: contents by name, for example {"tokenizer.json": tokenizer.to_json()}.
         on_event: called with dictionaries. All have "event", "step", "steps".
             "start"  parameters, resumed       "step"  the row of the log, best_val_loss, seconds_left
-            "eval"   val_loss, val_bits, best_val_loss, best_step
+            "eval"   val_loss, val_bits, val_accuracy, best_val_loss, best_step
             "save"   path                      "stop"  reason: "interrupted" or "finished"
 
     Returns:
@@ -165,7 +178,9 @@ def fit(
                 last = step == config.steps
                 if validation and (last or (config.eval_every and step % config.eval_every == 0)):
                     row["val_loss"] = evaluate(model, validation)
-                    row["val_bits"] = row["val_loss"] / math.log(2)
+                    row["val_bits"] = bits(model, row["val_loss"])
+                    if getattr(data, "accuracy", False):
+                        row["val_accuracy"] = evaluate(model, validation, "accuracy")
                     check_finite("validation loss", row["val_loss"], step, config)
                     if history.best_val_loss is None or row["val_loss"] < history.best_val_loss:
                         history.best_val_loss, history.best_step = row["val_loss"], step
@@ -176,7 +191,7 @@ def fit(
                 best = {"best_val_loss": history.best_val_loss, "best_step": history.best_step}
                 tell("step", **row, **best, seconds_left=elapsed / (step - first) * (config.steps - step))
                 if row["val_loss"] is not None:
-                    tell("eval", val_loss=row["val_loss"], val_bits=row["val_bits"], **best)
+                    tell("eval", **{k: v for k, v in row.items() if k.startswith("val_")}, **best)
                 if last or (config.save_every and step % config.save_every == 0):
                     saved = save_all()
             history.stopped = history.step < config.steps
@@ -202,17 +217,15 @@ def train_step(model: Any, data: Data, config: TrainConfig, optimizer: AdamW, st
     model.train()
     optimizer.zero_grad()
     optimizer.lr = config.lr_at(step)
-    # All windows of the step at once: how they are split into passes then makes no difference.
-    tokens, targets = data.batch(
-        np.random.default_rng([config.seed, step, 0]), config.batch * config.accumulate
-    )
+    # All rows of the step at once: how they are split into passes then makes no difference.
+    batch = data.batch(np.random.default_rng([config.seed, step, 0]), config.batch * config.accumulate)
     mean_loss = 0.0
     # The checks below say more than NumPy's warnings about overflow would.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         for i in range(config.accumulate):
             part = slice(i * config.batch, (i + 1) * config.batch)
             loss = model.loss(
-                tokens[part], targets[part], rng=np.random.default_rng([config.seed, step, 1 + i])
+                *(a[part] for a in batch), rng=np.random.default_rng([config.seed, step, 1 + i])
             )
             mean_loss += float(loss) / config.accumulate
             check_finite("loss", mean_loss, step + 1, config)
@@ -223,26 +236,33 @@ def train_step(model: Any, data: Data, config: TrainConfig, optimizer: AdamW, st
     return {
         "step": step + 1,
         "loss": mean_loss,
-        "bits": mean_loss / math.log(2),
+        "bits": bits(model, mean_loss),
         "val_loss": None,
         "val_bits": None,
         "lr": optimizer.lr,
         "grad_norm": norm,
-        "tokens_per_s": np.size(tokens) / (time.perf_counter() - begin),
+        "val_accuracy": None,
+        # Tokens of a text, pixels of an image, steps of a series.
+        "tokens_per_s": np.size(batch[0]) / (time.perf_counter() - begin),
         "seconds": None,
     }
 
 
-def evaluate(model: Any, batches: Sequence[Batch]) -> float:
-    """The mean loss in nats over batches (tokens, targets), each counted by its rows, in evaluation mode."""
+def evaluate(model: Any, batches: Sequence[Batch], what: str = "loss") -> float:
+    """The mean over batches of the model's loss or another number, by rows and in evaluation mode."""
     mode = model.training
     model.eval()
     try:
         with no_grad(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            total = sum([len(tokens) * float(model.loss(tokens, targets)) for tokens, targets in batches])
+            total = sum([len(batch[0]) * float(getattr(model, what)(*batch)) for batch in batches])
     finally:
         model.train(mode)
-    return total / sum(len(tokens) for tokens, _ in batches)
+    return total / sum(len(batch[0]) for batch in batches)
+
+
+def bits(model: Module, loss: float) -> float | None:
+    """A loss in bits; None where it is not in nats."""
+    return loss / math.log(2) if getattr(model, "nats", True) else None
 
 
 def make_optimizer(model: Module, config: TrainConfig) -> AdamW:
@@ -265,11 +285,11 @@ def check_fits(model: Module, data: Data) -> None:
     """Raise TrainingError where the data has windows or token ids beyond what the model can take."""
     config = getattr(model, "config", None)
     context, largest = getattr(data, "context", 0), getattr(data, "largest_id", -1)
-    if config is not None and context > config.context:
+    if config is not None and context > getattr(config, "context", math.inf):
         raise TrainingError(
             f"the data has windows of {context} tokens, the model takes at most {config.context}"
         )
-    if config is not None and largest >= config.vocab:
+    if config is not None and largest >= getattr(config, "vocab", math.inf):
         raise TrainingError(
             f"the data holds token id {largest}, but the model knows only 0..{config.vocab - 1}: "
             "build it with the vocabulary of the tokeniser"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 # Three of the colours of Okabe and Ito, which people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-INK, GREY, PALE = "#222222", "#8A8A8A", "#E6E6E6"
+INK, SLATE, GREY, PALE = "#222222", "#5A5A5A", "#8A8A8A", "#E6E6E6"
 DPI = 150
 
 

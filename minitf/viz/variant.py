@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from minitf import registry
 from minitf.engine import Array, MinitfError, Tensor, no_grad
 from minitf.nn import Case, Position
 
 from .mixing import Cost, Progress, channel_matrix, cost_against_length, mixing_matrix
-from .picture import BLUE, GREY, INK, ORANGE, PALE, Picture
+from .picture import BLUE, GREY, INK, ORANGE, PALE, SLATE, Picture
 
 # What the first panel shows, by the kind of the card. Kinds that are not here have no such picture.
 TOKEN_KINDS = ("attention", "mixer", "block", "tokens")
@@ -93,8 +94,8 @@ def study(
     heads: int | None = None,
     seed: int = 0,
     lengths: Sequence[int] = LENGTHS,
+    options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> Study:
     """Measure a variant of the catalogue.
 
@@ -103,8 +104,8 @@ def study(
         tokens: N of the pattern; 32 if left out, and 64 on a grid, which is made as square as N allows.
         dim, heads, seed: of the layer and of its input, which is standard normal.
         lengths: N of the costs.
+        options: more of what `mt.build` takes.
         progress: called with the share that is done.
-        options: of `mt.build`.
 
     Raises:
         PlotError: a kind without tokens, such as an operation.
@@ -116,8 +117,7 @@ def study(
         raise PlotError(f"{name} is of kind {card.kind!r}: {WHY_NOT.get(card.kind, 'it has no picture')}")
     flat = card.grid not in ("2d", "nd") or card.kind in CHANNEL_KINDS
     tokens = (32 if flat else 64) if tokens is None else tokens
-    if heads is not None:
-        options = {**options, "heads": heads}
+    options = {**(options or {}), **({} if heads is None else {"heads": heads})}
     maker = Maker(name, cls, flat, dim, seed, options)
     layer, inputs = maker.make(tokens, "float64")
     facts: dict[str, Any] = {
@@ -209,7 +209,7 @@ def position_study(
     q = Tensor(np.repeat(rng.standard_normal((1, 64, 1, width)), tokens, axis=2))
     with no_grad():
         turned = layer.rotate(q, n).numpy()
-        added = layer.embed(Tensor(np.zeros((1, tokens, dim), dtype=np.float32)), n).numpy()[0]
+        added = layer.embed(Tensor(np.zeros((1, tokens, dim))), n).numpy()[0]
     if not np.array_equal(turned, q.numpy()):
         # q_i . q_j / |q|^2, the mean over the vectors: (N, N)
         scores = turned[0] @ turned[0].swapaxes(-1, -2) / np.square(q.numpy()[0]).sum(-1)[..., None]
@@ -228,143 +228,188 @@ def variant_picture(study: Study, *, save: str | Path | None = None) -> Picture:
         save: where to write the picture.
     """
     strip = strip_of(study)
-    narrow = study.cost is None
-    columns = len(strip[0]) if strip else 0
-    tall = 2.75 if columns <= 4 else 1.95
-    picture = Picture((7.5 if narrow else 13.5), 4.9 + (tall if strip else 0))
-    parts = picture.subfigures(2, 1, height_ratios=(tall, 4.2)) if strip else [None, picture.subfigures()]
-    picture.suptitle(headline(study), fontsize=13, color=INK, parse_math=False)
+    # Inches: the headline, the row of small maps, the panels
+    top, middle, low = 0.75, (0.0 if strip is None else 2.6 if len(strip) <= 4 else 2.0), 4.4
+    picture = Picture(9.6 if study.cost is None else 13.5, top + middle + low)
+    picture.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
+    heights = (top, middle, low) if strip else (top, low)
+    head, *rows = picture.subfigures(len(heights), 1, height_ratios=heights)
+    size = dict(ha="center", va="center", parse_math=False)
+    head.text(0.5, 0.68, f"{study.name}: {study.title}", fontsize=14, weight="bold", color=INK, **size)
+    head.text(0.5, 0.2, how_built(study), fontsize=10, color=SLATE, **size)
     if strip:
-        draw_strip(parts[0], study, *strip)
-    axes = parts[1].subplots(1, 1 if narrow else 3, squeeze=False)[0]
+        draw_strip(rows[0], strip)
+    axes = rows[-1].subplots(1, 2 if study.cost is None else 3)
     draw_pattern(axes[0], study)
-    if study.cost is not None:
-        power, memory_power = study.cost.slopes
-        card = textwrap.shorten(study.complexity, 56, placeholder=" …")
-        draw_cost(axes[1], study.cost.lengths, study.cost.flops, "FLOPs of a forward pass", "")
-        axes[1].set_title(f"{grows('FLOPs', power)}\ncard: {card}", fontsize=11, parse_math=False)
-        draw_cost(axes[2], study.cost.lengths, study.cost.peak_bytes, "peak memory of results", "B")
-        axes[2].set_title(f"{grows('memory', memory_power)}\ncounted, float32", fontsize=11, parse_math=False)
+    if study.cost is None:
+        draw_distance(axes[1], study)
+    else:
+        for place, what, values, unit, power, below in (
+            (axes[1], "FLOPs", study.cost.flops, "", study.cost.slopes[0], f"card: {study.complexity}"),
+            (axes[2], "memory", study.cost.peak_bytes, "B", study.cost.slopes[1], "peak of results, float32"),
+        ):
+            draw_cost(place, study.cost.lengths, values, unit)
+            verb = "grow" if what == "FLOPs" else "grows"
+            entitle(place, what if math.isnan(power) else f"{what} {verb} like N^{power:.2f}", below)
     return picture.finish(save)
 
 
-def headline(study: Study) -> str:
-    """Two lines: what it is, and how it was built."""
-    size = " × ".join(map(str, study.grid))
-    facts = [f"{size} tokens", f"D = {study.dim}"]
+def how_built(study: Study) -> str:
+    """One line of facts."""
+    facts = [] if study.pattern == "channels" else [f"{' × '.join(map(str, study.grid))} tokens"]
+    facts.append(f"D = {study.dim}")
     if registry.is_count(study.heads):
-        facts.append(f"{study.heads} head{'s' if study.heads != 1 else ''}")
+        facts.append(f"{study.heads} head{'' if study.heads == 1 else 's'}")
     facts += [f"{key}={value!r}" for key, value in study.options.items()]
-    facts.append(f"seed {study.seed}")
-    return f"{study.name}: {study.title}\n" + textwrap.shorten(",  ".join(facts), 110, placeholder=" …")
+    return textwrap.shorten(",  ".join([*facts, f"seed {study.seed}"]), 120, placeholder=" …")
 
 
-def grows(what: str, power: float) -> str:
-    """A title: the power of N between the two largest."""
-    return f"{what} against N" if math.isnan(power) else f"{what} grow{'s' * (what == 'memory')} like N^{power:.2f}"
+def entitle(axes: Axes, title: str, below: str) -> None:
+    """A title, and one or two smaller lines under it."""
+    lines = textwrap.wrap(below, 52, max_lines=2, placeholder=" …")
+    axes.annotate(
+        "\n".join(lines), (0.5, 1), (0, 6), xycoords="axes fraction", textcoords="offset points",
+        ha="center", va="bottom", fontsize=9, color=SLATE, parse_math=False,
+    )  # fmt: skip
+    axes.set_title(title, fontsize=11.5, color=INK, pad=8 + 12 * len(lines), parse_math=False)
 
 
+# Of each pattern: title, what stands below it, names of the axes, what the colours are.
 PATTERNS = {
-    "mixing": ("who influences whom", "input token", "output token", "size of ∂ output / ∂ input"),
-    "channels": ("Jacobian of one token", "input channel", "output channel", "∂ output / ∂ input"),
-    "bias": ("bias, mean over heads", "key", "query", "added to the scores"),
-    "rotation": ("score of equal vectors", "place of the key", "place of the query", "q · k / |q|²"),
-    "similarity": ("similarity of places", "place", "place", "cosine"),
-}
+    "mixing": ("who influences whom", "exact Jacobian, its size for every pair of tokens",
+               "input token", "output token", "‖∂ output / ∂ input‖"),
+    "channels": ("who influences whom in one token", "exact Jacobian, channel by channel",
+                 "input channel", "output channel", "∂ output / ∂ input"),
+    "bias": ("bias of head 0", "what is added to its scores", "key", "query", "bias"),
+    "rotation": ("score of equal vectors", "mean over 64 random vectors", "place of the key",
+                 "place of the query", "q · k / |q|²"),
+    "similarity": ("similarity of places", "cosine of what is added to the tokens", "place", "place", "cosine"),
+}  # fmt: skip
 
 
 def draw_pattern(axes: Axes, study: Study) -> None:
-    title, across, down, words = PATTERNS[study.pattern]
-    m = study.matrix
-    largest = max(float(np.nanmax(np.abs(m))), 1e-12)
-    style: dict[str, Any] = dict(cmap="RdBu_r", vmin=-largest, vmax=largest)
-    if study.pattern == "mixing":
-        # The square root keeps what is small visible.
-        style = dict(cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=largest))
-    elif study.pattern == "bias" and (m <= 0).all():
-        style = dict(cmap="Blues_r", vmax=0)
-    image = axes.imshow(m, interpolation="nearest", **style)
+    """The matrix of the study as an image."""
+    title, below, across, down, words = PATTERNS[study.pattern]
+    m = study.maps[0] if study.pattern == "bias" and study.maps is not None else study.matrix
+    image = axes.imshow(m, interpolation="nearest", **colours(m, root=study.pattern == "mixing"))
     if study.pattern == "mixing" and len(study.grid) == 2:
-        across, down = (f"{words}, row by row" for words in (across, down))
+        across, down = (f"{name}, row by row" for name in (across, down))
         for line in range(study.grid[1], max(m.shape), study.grid[1]):
-            axes.axvline(line - 0.5, color=GREY, linewidth=0.4)
-            axes.axhline(line - 0.5, color=GREY, linewidth=0.4)
-    axes.set_title(f"{title}\n{' × '.join(map(str, m.shape))}", fontsize=11)
+            for draw, length in ((axes.axvline, m.shape[1]), (axes.axhline, m.shape[0])):
+                if line < length:
+                    draw(line - 0.5, color=GREY, linewidth=0.4)
+    entitle(axes, title, below)
     axes.set_xlabel(across)
     axes.set_ylabel(down)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.85, pad=0.03)
-    bar.set_label(words)
+    axes.figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.045, 1))).set_label(words)
 
 
-def strip_of(study: Study) -> tuple[list[Array], list[str], list[tuple[int, int] | None]] | None:
-    """Small maps above the page: those of the heads, or what a few tokens of a grid see; with their titles."""
-    if study.maps is not None and (study.pattern == "mixing" or len(study.maps) > 1):
-        shown = study.maps[:HEADS]
+def colours(m: Array, root: bool) -> dict[str, Any]:
+    """How to colour values: white is 0, blue more, and red and blue the two signs where there are both.
+
+    root: let the colour follow the square root, which keeps small values visible beside large ones.
+    """
+    low, high = float(m.min()), float(m.max())
+    largest = max(abs(low), abs(high), 1e-12)
+    if low < 0 < high:
+        return dict(cmap="RdBu_r", vmin=-largest, vmax=largest)
+    if low < 0:
+        return dict(cmap="Blues_r", vmin=low, vmax=0)
+    return dict(cmap="Blues", norm=PowerNorm(0.5 if root else 1.0, vmin=0, vmax=largest))
+
+
+@dataclass(frozen=True)
+class Small:
+    """One of the small maps: what a head attends to, or what the token at `place` of a grid sees."""
+
+    title: str
+    values: Array
+    place: tuple[int, int] | None = None
+
+
+def strip_of(study: Study) -> list[Small] | None:
+    """The small maps above the panels, if the variant has any."""
+    if study.pattern != "mixing":
+        return None
+    if study.maps is not None:
         more = f" of {len(study.maps)}" if len(study.maps) > HEADS else ""
-        return list(shown), [f"head {i}{more}" for i in range(len(shown))], [None] * len(shown)
-    if study.pattern == "mixing" and len(study.grid) == 2 and len(study.matrix) == math.prod(study.grid):
+        return [Small(f"head {i}{more}", values) for i, values in enumerate(study.maps[:HEADS])]
+    if len(study.grid) == 2 and len(study.matrix) == math.prod(study.grid):
         rows, columns = study.grid
         places = [(0, 0), (rows // 2, 0), (rows // 2, columns // 2), (rows - 1, columns - 1)]
-        fields = [study.matrix[r * columns + c].reshape(rows, columns) for r, c in places]
-        return fields, [f"what output token {r}, {c} sees" for r, c in places], list(places)
+        return [
+            Small(f"seen from row {r}, column {c}", study.matrix[r * columns + c].reshape(study.grid), (r, c))
+            for r, c in dict.fromkeys(places)
+        ]
     return None
 
 
-def draw_strip(
-    part: Any, study: Study, maps: Sequence[Array], titles: Sequence[str], places: Sequence[Any]
-) -> None:
-    """One row of small maps on one scale."""
+def draw_strip(part: Any, maps: Sequence[Small]) -> None:
+    """One row of small maps in one scale of colours."""
     row = part.subplots(1, len(maps), squeeze=False)[0]
-    low, high = (float(f(np.stack(maps))) for f in (np.min, np.max))
-    scale = dict(cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=max(high, 1e-12)))
-    words = "∂ output / ∂ input" if places[0] else "attention weight"
-    if study.pattern == "bias" or low < 0:
-        largest = max(abs(low), abs(high), 1e-12)
-        scale = dict(cmap="RdBu_r", vmin=-largest, vmax=largest)
-        if high <= 0:
-            scale = dict(cmap="Blues_r", vmin=low, vmax=0)
-        words = "bias" if study.pattern == "bias" else words
-    for axes, values, title, place in zip(row, maps, titles, places):
-        image = axes.imshow(values, interpolation="nearest", **scale)
-        axes.set_title(title, fontsize=10, pad=4)
+    style = colours(np.stack([small.values for small in maps]), root=True)
+    for axes, small in zip(row, maps):
+        image = axes.imshow(small.values, interpolation="nearest", **style)
+        axes.set_title(small.title, fontsize=10, pad=4)
         axes.set_xticks([])
         axes.set_yticks([])
-        if place is not None:
-            r, c = place
-            axes.add_patch(Rectangle((c - 0.5, r - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.8))
-    if places[0] is None:
-        row[0].set_ylabel("query")
-        row[0].set_xlabel("key")
-    part.colorbar(image, ax=list(row), shrink=0.85, pad=0.01).set_label(words)
+        if small.place is not None:
+            corner = (small.place[1] - 0.5, small.place[0] - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.8))
+    row[0].set_ylabel("query" if maps[0].place is None else "row")
+    row[0].set_xlabel("key" if maps[0].place is None else "column")
+    words = "attention weight" if maps[0].place is None else "‖∂ output / ∂ input‖"
+    part.colorbar(image, cax=row[-1].inset_axes((1.06, 0, 0.06, 1))).set_label(words)
 
 
-def draw_cost(axes: Axes, lengths: Sequence[int], values: Sequence[int], label: str, unit: str) -> None:
-    """One curve on logarithmic axes, with slopes 1 and 2 through its first point to compare it with."""
+def draw_distance(axes: Axes, study: Study) -> None:
+    """The mean of every diagonal of a position scheme's maps: what it does to tokens at a distance."""
+    maps = study.matrix[None] if study.maps is None else study.maps[:HEADS]
+    n = study.matrix.shape[0]
+    offsets = np.arange(1 - n, n)
+    for i, values in enumerate(maps):
+        line = [np.diagonal(values, o).mean() for o in offsets]
+        colour = BLUE if len(maps) == 1 else colormaps["viridis"](i / len(maps))
+        axes.plot(offsets, line, color=colour, linewidth=2, label=f"head {i}")
+    if len(maps) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    frame(axes)
+    entitle(axes, "against distance", "mean over pairs at that distance")
+    axes.set_xlabel("place of the key - place of the query")
+    axes.set_ylabel(PATTERNS[study.pattern][-1])
+
+
+def draw_cost(axes: Axes, lengths: Sequence[int], values: Sequence[int], unit: str) -> None:
+    """One curve on logarithmic axes, with powers 1 and 2 through its first point to compare it with."""
+    frame(axes)
     axes.set_xlabel("N, tokens")
-    axes.set_ylabel(label)
-    axes.grid(color=PALE)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.set_box_aspect(1)
     axes.set_xscale("log", base=2)
+    if min(values) > 0:
+        axes.set_yscale("log")
+        ends = np.array([lengths[0], lengths[-1]], dtype=float)
+        for power, name, style in ((1, "N", ":"), (2, "N²", "--")):
+            axes.plot(ends, values[0] * (ends / ends[0]) ** power, style, color=GREY, linewidth=1.2, label=name)
+    axes.plot(lengths, values, color=BLUE, linewidth=2, marker="o", markersize=5, label="counted")
     axes.xaxis.set_major_locator(FixedLocator(list(lengths)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v, unit)))
-    if min(values) > 0:
-        axes.set_yscale("log")
-        ends = np.array([lengths[0], lengths[-1]], dtype=float)
-        for power, style in ((1, ":"), (2, "--")):
-            line = values[0] * (ends / ends[0]) ** power
-            axes.plot(ends, line, style, color=GREY, linewidth=1.2, label=f"N{'²' * (power == 2)}")
-    axes.plot(lengths, values, color=BLUE, linewidth=2, marker="o", markersize=5, label="counted")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, loc="upper left")
 
 
+def frame(axes: Axes) -> None:
+    """A square plot with a pale grid behind it."""
+    axes.set_box_aspect(1)
+    axes.grid(color=PALE)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
 def short(value: float, unit: str) -> str:
-    """A number with k, M, G for thousands."""
-    power = 0 if value <= 0 else min(4, int(math.log10(value) / 3 + 1e-9))
-    return f"{value / 1000**power:g} {('', 'k', 'M', 'G', 'T')[max(0, power)]}{unit}".strip()
+    """A number with k, M, G, T for thousands."""
+    power = 0 if value < 1000 else min(4, int(math.log10(value) / 3 + 1e-9))
+    return f"{value / 1000**power:g} {('', 'k', 'M', 'G', 'T')[power]}{unit}".strip()

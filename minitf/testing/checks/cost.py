@@ -47,11 +47,11 @@ def states_a_growth(subject: Subject) -> str:
 def cost_grows_as_stated(subject: Subject, case: Case) -> None:
     """Counted floating-point operations grow with the number of tokens as the card says."""
     assert subject.card is not None
-    # Large against the width of 8, so that the highest power leads.
-    sides = (16, 32) if subject.axes == 2 else (256, 512)
+    # Large against the width of 8, so that the highest power leads; whole windows of the usual sides.
+    sides = (28, 56) if subject.axes == 2 else (256, 512)
     counted, tokens = [], []
     for side in sides:
-        here = Case(1, side, 2, 4, case.seed, w=side)
+        here = Case(1, side, 1, 8, case.seed, w=side)
         layer, x = subject.layer(here, "float32"), subject.inputs(here, "float32")
         with no_grad(), profile() as p:
             run(layer, x)

@@ -1,0 +1,1 @@
+"""Adaptation with few parameters, and other stand-ins for linear maps, one file each."""

@@ -1,0 +1,82 @@
+"""What `minitf train --task` can train on: for each task, the settings that stand where no option is given.
+
+Only numbers and names, so that `--help` answers at once; `training.py` makes models and data of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from . import demo
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table.
+
+    title: what is learned. model: fields of the model's config that differ from `COMMON`; only tasks that have
+    `context` here let it be chosen. training: fields of TrainConfig.
+    """
+
+    title: str
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+# The parts of a model. Where the mixer takes no position scheme, "rope" gives way to "learned".
+COMMON: dict[str, Any] = {
+    "kv_heads": None, "attention": "softmax", "ffn": "swiglu", "norm": "rmsnorm", "position": "rope",
+    "block": "pre", "dropout": 0.0,
+}  # fmt: skip
+TRAINING: dict[str, Any] = {
+    "seed": 0, "accumulate": 1, "warmup": None, "weight_decay": 0.1, "clip": 1.0, "eval_every": 100,
+    "save_every": 200,
+}  # fmt: skip
+
+TASKS: dict[str, Task] = {
+    "moby": Task("the next character of Moby-Dick", demo.MODEL, demo.TRAINING),
+    "digits": Task(
+        "which digit is on an image of 8 x 8 pixels",
+        {"dim": 64, "depth": 2, "heads": 4, "position": "learned"},
+        {"batch": 64, "lr": 2e-3, "steps": 600},
+    ),
+    "co2": Task(
+        "26 weeks of CO2 in the air from the 104 weeks before",
+        {"dim": 64, "depth": 2, "heads": 4, "context": 104, "position": "learned"},
+        {"batch": 64, "lr": 1e-3, "steps": 500},
+    ),
+    "copy": Task(
+        "16 symbols, repeated after a separator",
+        {"dim": 64, "depth": 2, "heads": 4},
+        {"batch": 64, "lr": 2e-3, "steps": 400},
+    ),
+    "mqar": Task(
+        "8 pairs of key and value, recalled when keys come again",
+        {"dim": 64, "depth": 2, "heads": 4},
+        {"batch": 64, "lr": 2e-3, "steps": 600},
+    ),
+    "listops": Task(
+        "the value of a nested expression such as [MAX 2 [MIN 4 7 ] ]",
+        {"dim": 64, "depth": 3, "heads": 4, "position": "learned"},
+        {"batch": 64, "lr": 2e-3, "steps": 3000},
+    ),
+}
+
+
+def defaults(task: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All settings of a task: of its model, and of its training."""
+    row = TASKS[task]
+    return {**COMMON, **row.model}, {**TRAINING, **row.training}
+
+
+def table() -> str:
+    """The table as lines of text."""
+    columns = ("dim", "depth", "heads", "context", "position", "batch", "lr", "steps")
+    rows = [("task", *columns)]
+    for name in TASKS:
+        model, training = defaults(name)
+        rows.append((name, *(f"{({**model, **training}).get(column, '-')}" for column in columns)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Pruning, quantisation, factorisation, one file each."""

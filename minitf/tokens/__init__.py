@@ -1,0 +1,1 @@
+"""Token reduction: merging, dropping, pooling, one file each."""
