@@ -48,8 +48,8 @@ def get(name: str) -> Entry:
     raw = dict(index()[resolve(name)[0]])
     module, class_name = raw.pop("module"), raw.pop("class")
     papers = tuple(Paper(**paper) for paper in raw.pop("papers"))
-    lists = {key: tuple(raw.pop(key, ())) for key in ("properties", "parity")}
-    return Entry(Card(papers=papers, **lists, **raw), module, class_name)
+    properties, parity = tuple(raw.pop("properties")), tuple(raw.pop("parity", ()))
+    return Entry(Card(papers=papers, properties=properties, parity=parity, **raw), module, class_name)
 
 
 def find(

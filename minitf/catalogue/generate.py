@@ -31,7 +31,7 @@ ROOMS = (
 INDEX_FILE = Path(__file__).parent / "_index.json"
 # The fields of a card, and what those that may be left out are then.
 FIELDS = [field.name for field in dataclasses.fields(Card)]
-OPTIONAL = {"aliases": {}, "expected_failures": {}, "parity": []}
+OPTIONAL: dict[str, Any] = {"aliases": {}, "expected_failures": {}, "parity": []}
 
 
 def literal(node: ast.expr) -> Any:
@@ -75,7 +75,9 @@ def read_cards(path: Path, package: Path = PACKAGE) -> dict[str, dict[str, Any]]
                 ):
                     raise ValueError(f"{where}: {key} must be a tuple, such as (one,)")
             card["papers"] = [dict(zip(("title", "arxiv", "year"), p, strict=True)) for p in card["papers"]]
-            cards[target.id] = {key: v for key in FIELDS if (v := card.get(key, OPTIONAL.get(key))) is not None}
+            cards[target.id] = {
+                key: v for key in FIELDS if (v := card.get(key, OPTIONAL.get(key))) is not None
+            }
     module = ".".join(("minitf", *path.relative_to(package).with_suffix("").parts))
     entries = {}
     for node in tree.body:

@@ -49,9 +49,10 @@ def command(out: Path, steps: int, seed: int, backend: str, threads: int | None,
       minitf demo --force
     """
     from minitf.machine import machine_line
+    from minitf.train import holds_run
 
     from .progress import watching
-    from .training import Run, Settings, computing, default_threads, holds_run, losses, shown
+    from .training import Run, Settings, computing, default_threads, losses, shown
 
     if not force and holds_run(out):
         say(f"The run that was in {out} is now in {set_aside(out)}.")

@@ -28,9 +28,7 @@ SET = {"dim": "--dim", "heads": "--heads", "seed": "--seed", "grid": "--tokens",
 @click.option(
     "--longest", type=click.IntRange(32), default=512, show_default=True, help="Largest N of the costs."
 )
-@click.option(
-    "--dim", type=click.IntRange(1), default=32, show_default=True, help="Width D of the layer."
-)
+@click.option("--dim", type=click.IntRange(1), default=32, show_default=True, help="Width D of the layer.")
 @click.option("--heads", type=click.IntRange(1), help="Number of heads. Default: the variant's own.")
 @click.option(
     "--option", "pairs", multiple=True, metavar="KEY=VALUE", help="An option of the variant; may be repeated."

@@ -40,7 +40,7 @@ class Numbers:
         self.latest: Event = {}
         self.speeds: deque[float] = deque(maxlen=20)
         self.losses: deque[float] = deque(maxlen=20)
-        self.val_loss: float | None = None
+        self.validation = "-"
 
     def take(self, event: Event) -> None:
         self.latest = {**self.latest, **event}
@@ -48,16 +48,24 @@ class Numbers:
             self.speeds.append(event["tokens_per_s"])
             self.losses.append(event["loss"])
         if event["event"] == "eval":
-            self.val_loss = event["val_loss"]
+            accuracy = event.get("val_accuracy")
+            self.validation = self.words(event["val_loss"])
+            self.validation += "" if accuracy is None else f", accuracy {accuracy:.3f}"
+
+    def words(self, loss: float | None) -> str:
+        """A loss in words: in nats and bits, or a plain number where bits mean nothing."""
+        if loss is not None and self.latest.get("bits", loss) is None:
+            return f"{loss:.4f}"
+        return both(loss)
 
     def loss(self) -> str:
         """The training loss in words."""
-        return both(fmean(self.losses) if self.losses else None)
+        return self.words(fmean(self.losses) if self.losses else None)
 
     def line(self) -> str:
         """Speed and losses in words."""
         speed = f"{fmean(self.speeds):,.0f}" if self.speeds else "-"
-        return f"{speed} tokens/s  loss {self.loss()}  validation {both(self.val_loss)}"
+        return f"{speed} tokens/s  loss {self.loss()}  validation {self.validation}"
 
 
 class Lines:
@@ -103,7 +111,7 @@ class Screen:
         if event["event"] == "eval":
             step = f"step {event['step']:>{len(str(event['steps']))}}"
             self.live.console.print(
-                f"{step}   loss {self.numbers.loss()}   validation {both(event['val_loss'])}"
+                f"{step}   loss {self.numbers.loss()}   validation {self.numbers.validation}"
             )
         left = clock(self.numbers.latest.get("seconds_left"))
         self.bar.update(self.task, completed=event["step"], total=event["steps"], left=left)

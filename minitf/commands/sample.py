@@ -102,10 +102,13 @@ def load_tokenizer(folder: Path) -> Any:
     path = folder / "tokenizer.json"
     try:
         return tokenizer_from_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except FileNotFoundError as error:
         raise FileError(
-            f"cannot read {path}: {reason(error)}; a folder that `minitf train` wrote has one"
+            f"{path} is missing, so the model's tokens are no text: only runs of `minitf train` on a text have "
+            "one, not those on tasks such as copy and mqar"
         ) from error
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {reason(error)}") from error
     except ValueError as error:
         raise FileError(f"{path}: {error}") from error
 

@@ -15,8 +15,10 @@ from . import demo
 class Task:
     """A row of the table.
 
-    title: what is learned. model: fields of the model's config that differ from `COMMON`; only tasks that have
-    `context` here let it be chosen. training: fields of TrainConfig.
+    title: what is learned.
+    model: fields of the model's config that differ from `COMMON`; only tasks that have `context` here let it
+        be chosen.
+    training: fields of TrainConfig that differ from `TRAINING`.
     """
 
     title: str
@@ -37,27 +39,27 @@ TRAINING: dict[str, Any] = {
 TASKS: dict[str, Task] = {
     "moby": Task("the next character of Moby-Dick", demo.MODEL, demo.TRAINING),
     "digits": Task(
-        "which digit is on an image of 8 x 8 pixels",
+        "which digit an 8 x 8 image shows",
         {"dim": 64, "depth": 2, "heads": 4, "position": "learned"},
         {"batch": 64, "lr": 2e-3, "steps": 600},
     ),
     "co2": Task(
-        "26 weeks of CO2 in the air from the 104 weeks before",
+        "26 weeks of CO2 from the 104 before",
         {"dim": 64, "depth": 2, "heads": 4, "context": 104, "position": "learned"},
         {"batch": 64, "lr": 1e-3, "steps": 500},
     ),
     "copy": Task(
-        "16 symbols, repeated after a separator",
+        "16 symbols, to repeat",
         {"dim": 64, "depth": 2, "heads": 4},
         {"batch": 64, "lr": 2e-3, "steps": 400},
     ),
     "mqar": Task(
-        "8 pairs of key and value, recalled when keys come again",
+        "8 pairs of key and value, to recall",
         {"dim": 64, "depth": 2, "heads": 4},
         {"batch": 64, "lr": 2e-3, "steps": 600},
     ),
     "listops": Task(
-        "the value of a nested expression such as [MAX 2 [MIN 4 7 ] ]",
+        "the value of [MAX 2 [MIN 4 7 ] ]",
         {"dim": 64, "depth": 3, "heads": 4, "position": "learned"},
         {"batch": 64, "lr": 2e-3, "steps": 3000},
     ),
@@ -73,10 +75,10 @@ def defaults(task: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def table() -> str:
     """The table as lines of text."""
     columns = ("dim", "depth", "heads", "context", "position", "batch", "lr", "steps")
-    rows = [("task", *columns)]
-    for name in TASKS:
+    rows = [["task", *columns, "what is learned"]]
+    for name, task in TASKS.items():
         model, training = defaults(name)
-        rows.append((name, *(f"{({**model, **training}).get(column, '-')}" for column in columns)))
+        rows.append([name, *(str((model | training).get(c, "-")) for c in columns), task.title])
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return "\n".join(lines)

@@ -1,63 +1,68 @@
-"""`minitf train`: train a language model on a text."""
+"""`minitf train`: train a model of named parts on a text or on one of the tasks that ship with minitf."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from . import demo
+from . import tasks
 from .output import print_json, say
 
-# The options that describe the model and the training, each with its type, default and help. Without options,
-# `train` does what the demo does.
-MODEL_OPTIONS: dict[str, tuple[Any, Any, str]] = {
-    "dim": (int, demo.MODEL["dim"], "Width of the model."),
-    "depth": (int, demo.MODEL["depth"], "Number of blocks."),
-    "heads": (int, demo.MODEL["heads"], "Attention heads."),
-    "kv_heads": (int, None, "Heads of keys and values.  [default: as many as heads]"),
-    "context": (int, demo.MODEL["context"], "Longest sequence that it sees."),
-    "attention": (str, "softmax", "Token mixer, by its name in the catalogue."),
-    "ffn": (str, "swiglu", "Channel mixer."),
-    "norm": (str, "rmsnorm", "Norm."),
-    "position": (str, "rope", "Position scheme."),
-    "block": (str, "pre", "Layout of the blocks."),
-    "dropout": (float, 0.0, "Rate of dropout."),
+# The options that describe the model and the training, each with its type and help. Defaults are the task's.
+MODEL_OPTIONS: dict[str, tuple[Any, str]] = {
+    "dim": (int, "Width of the model."),
+    "depth": (int, "Number of blocks."),
+    "heads": (int, "Attention heads."),
+    "kv_heads": (int, "Heads of keys and values.  [default: as many as heads]"),
+    "context": (int, "Longest sequence that it sees; only for texts and co2."),
+    "attention": (str, "Token mixer, by its name in the catalogue.  [default: softmax]"),
+    "ffn": (str, "Channel mixer.  [default: swiglu]"),
+    "norm": (str, "Norm.  [default: rmsnorm]"),
+    "position": (str, "Position scheme.  [default: rope if the mixer takes one, else learned]"),
+    "block": (str, "Layout of the blocks.  [default: pre]"),
+    "dropout": (float, "Rate of dropout.  [default: 0]"),
 }
-TRAINING_OPTIONS: dict[str, tuple[Any, Any, str]] = {
-    "steps": (int, demo.TRAINING["steps"], "Updates of the parameters."),
-    "seed": (int, 0, "Of the model, the batches and dropout."),
-    "batch": (int, demo.TRAINING["batch"], "Sequences in one pass."),
-    "accumulate": (int, 1, "Passes in one step."),
-    "lr": (float, demo.TRAINING["lr"], "Highest learning rate."),
-    "warmup": (int, None, "Steps until it is reached.  [default: a tenth of the run, at most 100]"),
-    "weight_decay": (float, 0.1, "Weight decay of the matrices."),
-    "clip": (float, 1.0, "Largest norm of the gradient."),
-    "eval_every": (int, 100, "Steps between validations."),
-    "save_every": (int, 200, "Steps between checkpoints."),
+TRAINING_OPTIONS: dict[str, tuple[Any, str]] = {
+    "steps": (int, "Updates of the parameters."),
+    "seed": (int, "Of the model, the batches and dropout.  [default: 0]"),
+    "batch": (int, "Rows in one pass: sequences, images, windows."),
+    "accumulate": (int, "Passes in one step.  [default: 1]"),
+    "lr": (float, "Highest learning rate."),
+    "warmup": (int, "Steps until it is reached.  [default: a tenth of the run, at most 100]"),
+    "weight_decay": (float, "Weight decay of the matrices.  [default: 0.1]"),
+    "clip": (float, "Largest norm of the gradient.  [default: 1]"),
+    "eval_every": (int, "Steps between validations.  [default: 100]"),
+    "save_every": (int, "Steps between checkpoints.  [default: 200]"),
 }
 
 
-def numbers_and_names(options: dict[str, tuple[Any, Any, str]]) -> Callable[[Any], Any]:
+def numbers_and_names(options: dict[str, tuple[Any, str]]) -> Callable[[Any], Any]:
     """A decorator that adds one option for each row of a table, in its order."""
 
     def decorate(command: Any) -> Any:
-        for name, (kind, default, text) in reversed(options.items()):
+        for name, (kind, text) in reversed(options.items()):
             flags = [f"--{name.replace('_', '-')}", *(["--variant"] if name == "attention" else []), name]
-            command = click.option(
-                *flags, type=kind, default=default, show_default=default is not None, help=text
-            )(command)
+            command = click.option(*flags, type=kind, help=text)(command)
         return command
 
     return decorate
 
 
-@click.command("train")
-@click.option("--task", default="moby", show_default=True, help="Data that ships with minitf.")
+EPILOG = "\b\nDefaults of each task:\n" + "".join(f"  {line}\n" for line in tasks.table().splitlines())
+
+
+@click.command("train", epilog=EPILOG)
+@click.option(
+    "--task",
+    default="moby",
+    show_default=True,
+    help=f"Data that ships with minitf: {', '.join(tasks.TASKS)}.",
+)
 @click.option(
     "--text",
     type=click.Path(path_type=Path),
@@ -68,7 +73,7 @@ def numbers_and_names(options: dict[str, tuple[Any, Any, str]]) -> Callable[[Any
     type=click.Choice(["char", "byte"]),
     default="char",
     show_default=True,
-    help="One token for each character, or each byte.",
+    help="One token for each character, or each byte; only for texts.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder of the run."
@@ -87,8 +92,9 @@ def command(
     ctx: click.Context, task: str, text: Path | None, tokenizer: str, out: Path, resume: bool, force: bool,
     backend: str, threads: int | None, as_json: bool, **numbers: Any,
 ) -> None:  # fmt: skip
-    """Train a language model on a text, and keep the run in a folder.
+    """Train a model on a text or a task, and keep the run in a folder.
 
+    Every token mixer and FFN of the catalogue can stand in the model, where that makes sense.
     Ctrl-C saves and stops; --resume goes on as if it had never stopped. On resuming, only --steps
     and --save-every may change.
 
@@ -97,12 +103,13 @@ def command(
       minitf train --out runs/moby --steps 2000
       minitf train --out runs/mine --text notes.txt --tokenizer byte --context 128
       minitf train --out runs/wide --dim 256 --heads 8 --ffn gelu --norm layernorm
+      minitf train --out runs/digits --task digits --attention mqa
       minitf train --out runs/moby --resume
     """
-    from minitf.train import TrainingError
+    from minitf.train import TrainingError, holds_run
 
     from .progress import watching
-    from .training import Run, computing, holds_run, last_loss, losses, saved_settings, shown
+    from .training import Run, computing, saved_settings, shown
 
     def given(name: str) -> bool:
         return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -111,12 +118,24 @@ def command(
         raise click.UsageError("--resume goes on with a run and --force throws it away: give one of them")
     if text is not None and given("task"):
         raise click.UsageError("--task and --text both name the text to learn from: give one of them")
-    settings = settings_of(task, text, tokenizer, backend, threads, numbers)
+    if task not in tasks.TASKS:
+        raise click.BadParameter(
+            f"{task!r} is none of: {', '.join(tasks.TASKS)}; --text FILE takes any text", param_hint="--task"
+        )
+    numbers = {name: value for name, value in numbers.items() if value is not None}
     if resume:
-        settings = changed(saved_settings(out), settings, given)
+        names = [name for name in ("task", "text", "tokenizer", "backend", "threads") if given(name)]
+        asked = {name: ctx.params[name] for name in names}
+        settings = changed(saved_settings(out), asked, numbers)
         # Killed before its first checkpoint: there is nothing to go on from, but it is known how it began.
         resume = (out / "checkpoint.safetensors").exists()
-    elif not force and holds_run(out):
+    else:
+        settings = settings_of(task, text, tokenizer, backend, threads, numbers)
+    if settings.task not in ("", "moby") and given("tokenizer"):
+        raise click.UsageError(f"--tokenizer is for texts, and the task {settings.task} has none")
+    if "context" in numbers and settings.task and "context" not in tasks.TASKS[settings.task].model:
+        raise click.UsageError(f"--context cannot be chosen: the task {settings.task} has one length")
+    if not resume and not force and holds_run(out):
         raise TrainingError(
             f"{out} already holds a run: --resume goes on with it, --force loses it and starts anew; "
             "or choose another --out"
@@ -125,52 +144,68 @@ def command(
         run = Run(settings)
         with watching(as_json) as on_event:
             history = run.fit(out, resume, force, on_event)
-    sample = f"minitf sample {shown(out)} --tokens 300"
+        result = None if history.stopped else run.result(history)
     again = f"minitf train --resume --out {shown(out)}"
+    longer = f"{again} --steps {2 * history.step}"
+    sample = None if run.tokenizer is None else f"minitf sample {shown(out)} --tokens 300"
     if as_json:
         done = {"event": "done", "step": history.step, "steps": run.training.steps, "out": str(out)}
-        print_json(done | {"next": again if history.stopped else sample}, indent=None)
-    elif history.stopped:
+        if result is not None:
+            done["result"] = result.numbers
+        print_json(done | {"next": again if history.stopped else sample or longer}, indent=None)
+    elif result is None:
         say(f"Stopped at step {history.step} of {run.training.steps}; it is saved. Go on with:", fg="yellow")
         say(f"  {again}")
     else:
-        found = f"training loss {losses(last_loss(history))}, validation {losses(history.val_loss)}"
-        say(f"Finished step {history.step} after {history.seconds:.1f} s: {found}.", fg="green")
-        say(f"In {out}: the model, its tokenizer, the checkpoint, log.csv. Let it write, or train it longer:")
-        say(f"  {sample}")
-        say(f"  {again} --steps {2 * history.step}")
+        say(f"Finished step {history.step} after {history.seconds:.1f} s: {result.words}.", fg="green")
+        kept = "the model, the checkpoint, log.csv"
+        if sample is None:
+            say(f"In {out}: {kept}. Train it longer:")
+        else:
+            say(f"In {out}: {kept}, the tokenizer. Let it write, or train it longer:")
+            say(f"  {sample}")
+        say(f"  {longer}")
 
 
 def settings_of(
     task: str, text: Path | None, tokenizer: str, backend: str, threads: int | None, numbers: dict[str, Any]
 ) -> Any:
-    """The options as `Settings`. Raises click.BadParameter for an unknown task."""
-    from .training import TASKS, Settings, default_threads
+    """What was given, and the task's defaults for the rest, as `Settings`."""
+    from .training import Settings, default_threads, fitting_position
 
-    if task not in TASKS:
-        raise click.BadParameter(
-            f"{task!r} is none of: {', '.join(TASKS)}; --text FILE takes any text", param_hint="--task"
-        )
+    model, training = tasks.defaults(task)
+    model |= {name: value for name, value in numbers.items() if name in MODEL_OPTIONS}
+    training |= {name: value for name, value in numbers.items() if name in TRAINING_OPTIONS}
+    if "position" not in numbers:
+        model["position"] = fitting_position(model["attention"], model["position"])
     return Settings(
         task="" if text else task,
         text=str(text.resolve()) if text else "",
         tokenizer=tokenizer,
         backend=backend,
         threads=threads or default_threads(),
-        model={name: numbers[name] for name in MODEL_OPTIONS},
-        training={name: numbers[name] for name in TRAINING_OPTIONS},
+        model=model,
+        training=training,
     )
 
 
-def changed(saved: Any, now: Any, given: Callable[[str], bool]) -> Any:
-    """The settings of a run, with what was given on the command line in place of what was saved."""
-    values = asdict(now)
-    names = [name for name in ("tokenizer", "backend", "threads") if given(name)]
-    if given("task") or given("text"):
-        names += ["task", "text"]
+def changed(saved: Any, asked: dict[str, Any], numbers: dict[str, Any]) -> Any:
+    """The settings of a run, with what was given on the command line in place of what was saved.
+
+    Raises:
+        TrainingError: another task was asked for.
+    """
+    from minitf.train import TrainingError
+
+    text = asked.pop("text", None)
+    task = "" if text else asked.get("task", saved.task)
+    if task != saved.task:
+        words = [f"the task {name}" if name else "a text" for name in (saved.task, task)]
+        raise TrainingError(f"the run learns {words[0]}, and {words[1]} was asked for: leave it out to go on")
     return replace(
         saved,
-        **{name: values[name] for name in names},
-        model=saved.model | {k: v for k, v in now.model.items() if given(k)},
-        training=saved.training | {k: v for k, v in now.training.items() if given(k)},
+        **asked,
+        text=str(text.resolve()) if text else saved.text,
+        model=saved.model | {k: v for k, v in numbers.items() if k in MODEL_OPTIONS},
+        training=saved.training | {k: v for k, v in numbers.items() if k in TRAINING_OPTIONS},
     )

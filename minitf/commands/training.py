@@ -52,13 +52,10 @@ from minitf.train import (
     TaskData,
     TextData,
     TrainConfig,
-    TrainingError,
     evaluate,
     fit,
     read_checkpoint,
 )
-
-from .tasks import TASKS
 
 TOKENIZERS: dict[str, Callable[[str], Any]] = {
     "char": CharTokenizer.from_text,
@@ -185,8 +182,8 @@ def make_co2(run: Run) -> None:
             }
         errors = {name: standardised_error(past, future, f) for name, f in forecasts.items()}
         words = (
-            f"squared error {errors['squared_error']:.4f} in standardised units on the last fifth of the series "
-            f"(seasonal naive {errors['seasonal_naive']:.4f}, linear map {errors['linear_map']:.4f})"
+            f"squared error {errors['squared_error']:.4f} in standardised units on the last fifth of the series"
+            f" (seasonal naive {errors['seasonal_naive']:.4f}, linear map {errors['linear_map']:.4f})"
         )
         return Result(words, {**errors})
 
@@ -300,18 +297,6 @@ def saved_settings(out: Path) -> Settings:
         )
     model = {k: v for k, v in identity["model"].items() if k in Config.__dataclass_fields__ and k != "vocab"}
     return Settings("moby", "", "char", "auto", default_threads(), model, identity["training"])
-
-
-def holds_run(out: Path) -> bool:
-    """Whether training into `out` would lose something: a run beyond its start, or a model without a run."""
-    checkpoint = out / "checkpoint.safetensors"
-    if not checkpoint.exists():
-        return (out / "model.safetensors").exists()
-    try:
-        return read_checkpoint(checkpoint)[1]["progress"]["step"] > 0
-    except FileError:
-        # Damaged, or not ours: for a person to decide.
-        return True
 
 
 def losses(nats: float | None) -> str:

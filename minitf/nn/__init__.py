@@ -4,6 +4,7 @@ from . import init
 from .activations import ACTIVATIONS, activation
 from .cache import KVCache
 from .card import Card, Case, Identity, Paper, identities, identity
+from .conv import Conv
 from .dispatch import dispatch
 from .linear import Dropout, Embedding, Linear
 from .masks import visible_keys
@@ -18,6 +19,7 @@ __all__ = [
     "Buffer",
     "Card",
     "Case",
+    "Conv",
     "Dropout",
     "Embedding",
     "Hook",

@@ -140,7 +140,10 @@ from .rotary import (
     rope,
 )
 from .scans import (
+    delta_rule,
+    diagonal_scan,
     gated_scan,
+    selective_scan,
 )
 from .shape import (
     astype,
@@ -221,7 +224,9 @@ __all__ = [
     "cross_entropy",
     "cumprod",
     "cumsum",
+    "delta_rule",
     "diagonal",
+    "diagonal_scan",
     "divide",
     "dropout",
     "einsum",
@@ -297,6 +302,7 @@ __all__ = [
     "round",
     "rsqrt",
     "scatter_add",
+    "selective_scan",
     "sigmoid",
     "sign",
     "silu",

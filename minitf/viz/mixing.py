@@ -1,8 +1,8 @@
 """What a layer does to its tokens, measured: who influences whom, and what that costs as N grows.
 
-    m = mt.viz.mixing_matrix(layer, x)                  # (N, N), exact, from the Jacobian
-    cost = mt.viz.cost_against_length(lambda n: (layer, (mt.zeros((1, n, 32)),)), [16, 32, 64])
-    cost.flops, cost.peak_bytes, cost.slopes
+m = mt.viz.mixing_matrix(layer, x)                  # (N, N), exact, from the Jacobian
+cost = mt.viz.cost_against_length(lambda n: (layer, (mt.zeros((1, n, 32)),)), [16, 32, 64])
+cost.flops, cost.peak_bytes, cost.slopes
 """
 
 from __future__ import annotations

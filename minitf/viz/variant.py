@@ -1,7 +1,7 @@
 """One page about a variant of the catalogue: its pattern, and its cost against the number of tokens.
 
-    study = mt.viz.study("softmax_attention", tokens=32, dim=32)
-    mt.viz.variant_picture(study, save="softmax_attention.png")
+study = mt.viz.study("softmax_attention", tokens=32, dim=32)
+mt.viz.variant_picture(study, save="softmax_attention.png")
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def study(
         name: a name or alias.
         tokens: N of the pattern; 32 if left out, and 64 on a grid, which is made as square as N allows.
         dim, heads, seed: of the layer and of its input, which is standard normal.
-        lengths: N of the costs.
+        lengths: N of the costs, two or more, ascending.
         options: more of what `mt.build` takes.
         progress: called with the share that is done.
 
@@ -169,7 +169,8 @@ class Maker:
         # Weights for every place: made for this grid, or for at least so many tokens.
         if "grid" in takes and "grid" not in options:
             options["grid"] = grid if len(grid) > 1 else n
-        if registry.is_count(default := takes.get("context")) and "context" not in options and n > default:
+        default = takes.get("context")
+        if isinstance(default, int) and 0 < default < n and "context" not in options:
             options["context"] = n
         layer: Any = registry.build(self.name, self.dim, **options)
         layer.eval()
@@ -194,30 +195,32 @@ def head_maps(layer: Any, inputs: Sequence[Tensor]) -> Array | None:
     return weights[0] if weights.ndim == 4 and len(weights) == 1 else None
 
 
-def position_study(
-    layer: Position, tokens: int, dim: int, seed: int, facts: Mapping[str, Any]
-) -> Study:
+def position_study(layer: Position, tokens: int, dim: int, seed: int, facts: Mapping[str, Any]) -> Study:
     """What a position scheme does: its bias, its rotation, or the table that it adds."""
-    n, rng = np.arange(tokens), np.random.default_rng(seed)
-    bias = layer.bias(n, n)
+    n, heads = np.arange(tokens), facts["heads"] if registry.is_count(facts["heads"]) else 1
+    # 64 random vectors, each at every place: (64, H, N, d)
+    q = np.random.default_rng(seed).standard_normal((64, heads, 1, dim // heads)).repeat(tokens, axis=2)
+    try:
+        with no_grad():
+            bias = layer.bias(n, n)
+            turned = layer.rotate(Tensor(q), n).numpy()
+            added = layer.embed(Tensor(np.zeros((1, tokens, dim))), n).numpy()[0]
+    except TypeError as error:
+        raise PlotError(
+            f"{facts['name']} needs more than positions, so its picture cannot be drawn"
+        ) from error
     if bias is not None:
         maps = np.asarray(bias.numpy() if isinstance(bias, Tensor) else bias, dtype=np.float64)
         maps = maps.reshape(-1, tokens, tokens)
         return Study(**facts, pattern="bias", matrix=maps.mean(axis=0), maps=maps, cost=None)
-    # 64 random vectors, each at every place
-    width = dim - dim % 2
-    q = Tensor(np.repeat(rng.standard_normal((1, 64, 1, width)), tokens, axis=2))
-    with no_grad():
-        turned = layer.rotate(q, n).numpy()
-        added = layer.embed(Tensor(np.zeros((1, tokens, dim))), n).numpy()[0]
-    if not np.array_equal(turned, q.numpy()):
+    if not np.array_equal(turned, q):
         # q_i . q_j / |q|^2, the mean over the vectors: (N, N)
-        scores = turned[0] @ turned[0].swapaxes(-1, -2) / np.square(q.numpy()[0]).sum(-1)[..., None]
-        return Study(**facts, pattern="rotation", matrix=scores.mean(axis=0), maps=None, cost=None)
+        scores = turned @ turned.swapaxes(-1, -2) / np.square(q).sum(axis=-1, keepdims=True)
+        return Study(**facts, pattern="rotation", matrix=scores.mean(axis=(0, 1)), maps=None, cost=None)
     if added.any():
         unit = added / np.linalg.norm(added, axis=-1, keepdims=True)
         return Study(**facts, pattern="similarity", matrix=unit @ unit.T, maps=None, cost=None)
-    raise PlotError(f"{facts['name']} leaves tokens, scores and values as they are: there is nothing to show")
+    raise PlotError(f"{facts['name']} leaves tokens and scores as they are: there is nothing to show")
 
 
 def variant_picture(study: Study, *, save: str | Path | None = None) -> Picture:
@@ -231,9 +234,9 @@ def variant_picture(study: Study, *, save: str | Path | None = None) -> Picture:
     # Inches: the headline, the row of small maps, the panels
     top, middle, low = 0.75, (0.0 if strip is None else 2.6 if len(strip) <= 4 else 2.0), 4.4
     picture = Picture(9.6 if study.cost is None else 13.5, top + middle + low)
-    picture.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
+    picture.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
     heights = (top, middle, low) if strip else (top, low)
-    head, *rows = picture.subfigures(len(heights), 1, height_ratios=heights)
+    head, *rows = picture.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     size = dict(ha="center", va="center", parse_math=False)
     head.text(0.5, 0.68, f"{study.name}: {study.title}", fontsize=14, weight="bold", color=INK, **size)
     head.text(0.5, 0.2, how_built(study), fontsize=10, color=SLATE, **size)
@@ -244,13 +247,15 @@ def variant_picture(study: Study, *, save: str | Path | None = None) -> Picture:
     if study.cost is None:
         draw_distance(axes[1], study)
     else:
-        for place, what, values, unit, power, below in (
-            (axes[1], "FLOPs", study.cost.flops, "", study.cost.slopes[0], f"card: {study.complexity}"),
-            (axes[2], "memory", study.cost.peak_bytes, "B", study.cost.slopes[1], "peak of results, float32"),
+        cost = study.cost
+        for place, words, values, unit, power, below in (
+            (axes[1], "FLOPs grow", cost.flops, "", cost.slopes[0], f"card: {study.complexity}"),
+            (axes[2], "memory grows", cost.peak_bytes, "B", cost.slopes[1], "peak of results, float32"),
         ):
-            draw_cost(place, study.cost.lengths, values, unit)
-            verb = "grow" if what == "FLOPs" else "grows"
-            entitle(place, what if math.isnan(power) else f"{what} {verb} like N^{power:.2f}", below)
+            draw_cost(place, cost.lengths, values, unit)
+            # No power where nothing is counted: views cost nothing.
+            entitle(place, words.split()[0] if math.isnan(power) else f"{words} like N^{power:.2f}", below)
+            place.set_xlabel("N, tokens;  the power is that from {} to {}".format(*cost.lengths[-2:]))
     return picture.finish(save)
 
 
@@ -265,13 +270,12 @@ def how_built(study: Study) -> str:
 
 
 def entitle(axes: Axes, title: str, below: str) -> None:
-    """A title, and one or two smaller lines under it."""
-    lines = textwrap.wrap(below, 52, max_lines=2, placeholder=" …")
+    """A title, and a smaller line under it."""
     axes.annotate(
-        "\n".join(lines), (0.5, 1), (0, 6), xycoords="axes fraction", textcoords="offset points",
-        ha="center", va="bottom", fontsize=9, color=SLATE, parse_math=False,
+        textwrap.shorten(below, 60, placeholder=" …"), (0.5, 1), (0, 6), xycoords="axes fraction",
+        textcoords="offset points", ha="center", va="bottom", fontsize=9, color=SLATE, parse_math=False,
     )  # fmt: skip
-    axes.set_title(title, fontsize=11.5, color=INK, pad=8 + 12 * len(lines), parse_math=False)
+    axes.set_title(title, fontsize=11.5, color=INK, pad=20, parse_math=False)
 
 
 # Of each pattern: title, what stands below it, names of the axes, what the colours are.
@@ -281,9 +285,10 @@ PATTERNS = {
     "channels": ("who influences whom in one token", "exact Jacobian, channel by channel",
                  "input channel", "output channel", "∂ output / ∂ input"),
     "bias": ("bias of head 0", "what is added to its scores", "key", "query", "bias"),
-    "rotation": ("score of equal vectors", "mean over 64 random vectors", "place of the key",
-                 "place of the query", "q · k / |q|²"),
-    "similarity": ("similarity of places", "cosine of what is added to the tokens", "place", "place", "cosine"),
+    "rotation": ("score of equal vectors", "mean over 64 random vectors",
+                 "place of the key", "place of the query", "q · k / |q|²"),
+    "similarity": ("similarity of places", "cosine of what is added to the tokens",
+                   "place", "place", "cosine"),
 }  # fmt: skip
 
 
@@ -291,6 +296,8 @@ def draw_pattern(axes: Axes, study: Study) -> None:
     """The matrix of the study as an image."""
     title, below, across, down, words = PATTERNS[study.pattern]
     m = study.maps[0] if study.pattern == "bias" and study.maps is not None else study.matrix
+    # What is infinite, such as the bias of a hidden key, has no colour.
+    m = np.where(np.isfinite(m), m, np.nan)
     image = axes.imshow(m, interpolation="nearest", **colours(m, root=study.pattern == "mixing"))
     if study.pattern == "mixing" and len(study.grid) == 2:
         across, down = (f"{name}, row by row" for name in (across, down))
@@ -311,7 +318,7 @@ def colours(m: Array, root: bool) -> dict[str, Any]:
 
     root: let the colour follow the square root, which keeps small values visible beside large ones.
     """
-    low, high = float(m.min()), float(m.max())
+    low, high = float(np.nanmin(m)), float(np.nanmax(m))
     largest = max(abs(low), abs(high), 1e-12)
     if low < 0 < high:
         return dict(cmap="RdBu_r", vmin=-largest, vmax=largest)
@@ -384,13 +391,14 @@ def draw_distance(axes: Axes, study: Study) -> None:
 def draw_cost(axes: Axes, lengths: Sequence[int], values: Sequence[int], unit: str) -> None:
     """One curve on logarithmic axes, with powers 1 and 2 through its first point to compare it with."""
     frame(axes)
-    axes.set_xlabel("N, tokens")
     axes.set_xscale("log", base=2)
     if min(values) > 0:
         axes.set_yscale("log")
         ends = np.array([lengths[0], lengths[-1]], dtype=float)
         for power, name, style in ((1, "N", ":"), (2, "N²", "--")):
-            axes.plot(ends, values[0] * (ends / ends[0]) ** power, style, color=GREY, linewidth=1.2, label=name)
+            axes.plot(
+                ends, values[0] * (ends / ends[0]) ** power, style, color=GREY, linewidth=1.2, label=name
+            )
     axes.plot(lengths, values, color=BLUE, linewidth=2, marker="o", markersize=5, label="counted")
     axes.xaxis.set_major_locator(FixedLocator(list(lengths)))
     axes.xaxis.set_minor_locator(NullLocator())

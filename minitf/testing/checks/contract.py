@@ -1,4 +1,4 @@
-"""What every layer promises its caller: shapes, seeds, batches, saved state, identities, a reference."""
+"""What every layer promises its caller: shapes, seeds, batches, memory, defaults, saved state."""
 
 from __future__ import annotations
 
@@ -7,21 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Tensor
+from minitf.engine import Array, Tensor, no_grad
 from minitf.nn import Case, Module
-from minitf.nn import identities as identities_of
 
-from ..strategies import FILLINGS, hiding_row
 from ..subject import Subject
 from .core import (
     LAYERS,
-    MODULES,
-    ROUNDING,
+    MIXERS,
     check,
-    difference,
+    close,
+    flat,
     gradients_of,
-    has_identities,
-    has_reference,
     run,
     trainable,
 )
@@ -29,10 +25,10 @@ from .core import (
 
 @check()
 def shapes_and_dtypes(subject: Subject, case: Case) -> None:
-    """The output has the shape and the dtype of the input, so that layers stack in any precision."""
+    """Output and gradients have the shape and the dtype of the input, so that layers stack in any precision."""
     for dtype in ("float32", "float64"):
-        inputs = subject.inputs(case, dtype)
-        y = run(subject.layer(case, dtype), inputs)
+        inputs = trainable(subject.inputs(case, dtype))
+        y = run(subject.layer(case, dtype), inputs, **everything_visible(subject, inputs))
         assert isinstance(y, Tensor), f"gave {type(y).__name__}, not a Tensor: no gradient can pass"
         x = inputs[0]
         if subject.kind == "token_reducer":
@@ -42,18 +38,31 @@ def shapes_and_dtypes(subject: Subject, case: Case) -> None:
             shape = inputs[-1].shape if subject.kind == "attention_function" else x.shape
             assert y.shape == shape, f"input {shape} gave {y.shape}"
         assert y.dtype == dtype, f"input of {dtype} gave {y.dtype}"
+        for v, g in zip(inputs, gradients_of(y, inputs)):
+            assert g.shape == v.shape, f"input {v.shape} has a gradient {g.shape}"
 
 
 @check()
 def deterministic(subject: Subject, case: Case) -> None:
     """Two runs, and two layers of one seed, agree bit for bit, whatever was computed between."""
+    # NumPy's own generator belongs to the caller.
+    before = np.random.get_state()[1:3]  # noqa: NPY002
     layer, x = subject.layer(case), subject.inputs(case)
     y = run(layer, x).data.copy()
     run(layer, tuple(v * 2.0 if v.dtype.kind == "f" else v for v in x))
     same = np.array_equal(run(layer, x).data, y, equal_nan=True)
     assert same, "a second run of one layer differs: it draws or remembers"
-    again = run(subject.layer(case), x).data
-    assert np.array_equal(again, y, equal_nan=True), "two layers of one seed differ"
+    again = subject.layer(case)
+    # Another size first: what a layer keeps from a call must not fit that call alone.
+    other = replace(case, b=case.b + 1, t=case.t + (0 if "fixed_grid" in subject.claims else 2))
+    run(again, subject.inputs(other))
+    assert np.array_equal(run(again, x).data, y, equal_nan=True), (
+        "two layers of one seed differ, one of which has seen inputs of another size"
+    )
+    after = np.random.get_state()[1:3]  # noqa: NPY002
+    assert after[1] == before[1] and np.array_equal(after[0], before[0]), (
+        "it seeds or uses NumPy's global generator"
+    )
 
 
 @check()
@@ -77,8 +86,7 @@ def batch_independent(subject: Subject, case: Case) -> None:
     """Each example of a batch gives what it gives alone."""
     layer, x = subject.layer(case), subject.inputs(case)
     alone = np.concatenate([run(layer, tuple(v[i : i + 1] for v in x)).data for i in range(case.b)])
-    error = difference(alone, run(layer, x))
-    assert error <= ROUNDING, f"examples alone and in their batch differ by {error:.2g}"
+    close(alone, run(layer, x), "examples alone and in their batch differ")
 
 
 @check(kinds=("channel_mixer",))
@@ -86,16 +94,63 @@ def token_wise(subject: Subject, case: Case) -> None:
     """A token alone gives what it gives among others."""
     layer, x = subject.layer(case), subject.inputs(case)[0]
     alone = np.stack([run(layer, (x[:, t],)).data for t in range(case.t)], axis=1)
-    error = difference(alone, run(layer, (x,)))
-    assert error <= ROUNDING, f"tokens alone and among others differ by {error:.2g}"
+    close(alone, run(layer, (x,)), "tokens alone and among others differ")
 
 
-@check(kinds=MODULES, needs=has_identities, share=0.5)
-def identities(subject: Subject, case: Case) -> None:
-    """Every identity in the variant's file holds: it computes what its equations say."""
-    for identity in identities_of(subject.home):
-        error = identity.error(case)
-        assert error <= identity.tolerance, f"{identity.words}: the sides differ by {error:.2g}"
+def views(a: Array) -> list[tuple[str, Array]]:
+    """The same values in other layouts of memory: words, and a view."""
+    wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
+    wide[..., ::2] = a
+    return [
+        ("in Fortran order", np.asfortranarray(a)),
+        ("with negative strides", np.ascontiguousarray(a[..., ::-1])[..., ::-1]),
+        ("taken as every second element", wide[..., ::2]),
+    ]
+
+
+@check(share=0.3)
+def memory_layout(subject: Subject, case: Case) -> None:
+    """Transposed, reversed and strided views give what contiguous arrays give: values and gradients."""
+    layer, x = subject.layer(case), trainable(subject.inputs(case))
+    y = run(layer, x)
+    expected = gradients_of(y, x)
+    for i in range(3):
+        words = views(x[0].data)[i][0]
+        seen = tuple(
+            Tensor(views(v.data)[i][1], requires_grad=True) if v.dtype.kind == "f" and v.ndim else v
+            for v in x
+        )
+        y2 = run(layer, seen)
+        close(y2, y, f"inputs {words} change the output")
+        for k, g in enumerate(gradients_of(y2, seen)):
+            if seen[k] is not x[k]:
+                close(g, expected[k], f"inputs {words} change the gradient of input {k}")
+
+
+def everything_visible(subject: Subject, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+    """The mask that hides nothing, for subjects that take one."""
+    if not subject.masks:
+        return {}
+    b, n = inputs[0].shape[0], flat(subject, inputs[0]).shape[subject.axis]
+    return {"mask": np.ones((b, 1, 1 if "key_masks" in subject.claims else n, n), dtype=bool)}
+
+
+@check(share=0.5)
+def spelled_out_defaults(subject: Subject, case: Case) -> None:
+    """A mask that hides nothing, positions from 0 on, an unused generator, no recording: nothing changes."""
+    layer, x = subject.layer(case), subject.inputs(case)
+    y = run(layer, x)
+    with no_grad():
+        close(run(layer, x), y, "under no_grad the output differs")
+    options: list[tuple[str, dict[str, Any]]] = []
+    if subject.kind in MIXERS and subject.masks:
+        options.append(("with a mask that hides nothing", everything_visible(subject, x)))
+    if subject.kind == "token_mixer" and subject.axes == 1 and "positions" in subject.keywords:
+        options.append(("with positions 0, 1, 2, ...", {"positions": np.arange(x[0].shape[1])}))
+    if "rng" in subject.keywords:
+        options.append(("with a generator in eval mode", {"rng": np.random.default_rng(0)}))
+    for words, option in options:
+        close(run(layer, x, **option), y, f"{words} the output differs")
 
 
 @check(kinds=(*LAYERS, "token_reducer", "operation", "position"), share=0.2)
@@ -109,53 +164,4 @@ def state_dict_round_trip(subject: Subject, case: Case) -> None:
         assert np.array_equal(value, state[key]), f"{key} did not survive the round trip"
     if subject.kind != "position":
         x = subject.inputs(case)
-        error = difference(run(two, x), run(one, x))
-        assert error == 0.0, f"with its state loaded another layer differs by {error:.2g}: not all is saved"
-
-
-@check(kinds=(*LAYERS, "token_reducer", "attention_function"), share=0.2)
-def finite(subject: Subject, case: Case) -> None:
-    """Zeros, equal rows, large values and a single token give finite values and gradients."""
-    layer, x = subject.layer(case), subject.inputs(case)
-    for words, fill in FILLINGS.items():
-        if words == "a single token" and "fixed_grid" in subject.claims:
-            continue
-        filled = [fill(v.data, subject.axis, subject.axes) for v in x[: subject.sequences]]
-        inputs = trainable((*map(Tensor, filled), *x[subject.sequences :]))
-        y = run(layer, inputs)
-        assert np.all(np.isfinite(y.data)), f"{words}: values are not finite"
-        for g in gradients_of(y, inputs):
-            assert np.all(np.isfinite(g)), f"{words}: gradients are not finite"
-
-
-@check(kinds=("position",), claim="norm_preserving")
-def norm_preserving(subject: Subject, case: Case) -> None:
-    """Rotating queries and keys keeps their lengths."""
-    x = case.rng().standard_normal((case.b, case.h, case.t, case.d))
-    y = subject.layer(case).rotate(Tensor(x), np.arange(case.t)).data
-    error = difference(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1))
-    assert error <= ROUNDING, f"lengths change by {error:.2g}"
-
-
-@check(needs=has_reference)
-def reference(subject: Subject, case: Case) -> None:
-    """Values and gradients equal those of the reference, with and without a mask."""
-    other = subject.reference
-    assert other is not None
-    mine, theirs = subject.layer(case), other.layer(case)
-    if isinstance(mine, Module) and isinstance(theirs, Module):
-        theirs.load_state_dict(mine.state_dict())
-    masks: list[dict[str, Any]] = [{}]
-    if subject.masks and other.masks:
-        masks.append({"mask": hiding_row(case)[0]})
-    for options in masks:
-        x, x2 = trainable(subject.inputs(case)), trainable(subject.inputs(case))
-        y, y2 = run(mine, x, **options), run(theirs, x2, **options)
-        words = "with a mask" if options else "without a mask"
-        error = difference(y, y2)
-        assert error <= ROUNDING, f"{words} it differs from {other.name} by {error:.2g}"
-        for i, (g, g2) in enumerate(zip(gradients_of(y, x), gradients_of(y2, x2))):
-            error = difference(g, g2)
-            assert error <= ROUNDING, (
-                f"{words} the gradient of input {i} differs from {other.name} by {error:.2g}"
-            )
+        close(run(two, x), run(one, x), "with its state loaded another layer differs: not all is saved", 0.0)

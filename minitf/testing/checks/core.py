@@ -20,6 +20,8 @@ CHECKS: dict[str, Check] = {}
 ROUNDING = 1e-10
 # Kinds that are layers of one input with a token axis.
 LAYERS = ("token_mixer", "channel_mixer", "block")
+# Kinds in which tokens see each other.
+MIXERS = ("token_mixer", "block", "attention_function")
 # Kinds that can be called at all.
 CALLED = (*LAYERS, "token_reducer", "operation", "attention_function")
 # Kinds that are modules.
@@ -32,7 +34,7 @@ def check(
     claim: str = "",
     needs: Callable[[Subject], str] | None = None,
     share: float = 1.0,
-    small: bool = False,
+    size: str = "large",
 ) -> Callable[[Check], Check]:
     """Enter a check in the list.
 
@@ -40,7 +42,8 @@ def check(
         kinds: those it applies to.
         claim: the claim that turns it on, if it needs one.
         needs: gives what else is missing, as words, or "".
-        share: of the examples asked for; slow checks take fewer, 0 takes one. small: draw small sizes only.
+        share: of the examples asked for; slow checks take fewer, 0 takes one.
+        size: of its cases: "small" for numerical derivatives, "medium" up to 17 tokens, "large" up to 70.
     """
 
     def enter(run: Check) -> Check:
@@ -51,7 +54,7 @@ def check(
                 return f"{claim} is not claimed"
             return needs(subject) if needs else ""
 
-        run.excuse, run.share, run.small = excuse, share, small  # type: ignore[attr-defined]
+        run.excuse, run.share, run.size = excuse, share, size  # type: ignore[attr-defined]
         CHECKS[run.__name__] = run
         return run
 
@@ -64,6 +67,12 @@ def takes_mask(subject: Subject) -> str:
 
 def hides_pairs(subject: Subject) -> str:
     return "its mask hides keys only" if "key_masks" in subject.claims else takes_mask(subject)
+
+
+def takes_any_length(subject: Subject) -> str:
+    if subject.axes > 1:
+        return "not for grids"
+    return "built for one grid of tokens" if "fixed_grid" in subject.claims else ""
 
 
 def has_identities(subject: Subject) -> str:
@@ -89,9 +98,21 @@ def difference(a: Any, b: Any) -> float:
     return float(np.max(np.abs(a - b)) / max(1.0, np.max(np.abs(b)))) if a.size else 0.0
 
 
+def close(a: Any, b: Any, words: str, limit: float = ROUNDING) -> None:
+    """Assert that two results agree; `words` say what differs, and how much is added."""
+    error = difference(a, b)
+    assert error <= limit, f"{words} by {error:.2g}"
+
+
 def window(subject: Subject, a: Any, start: int, stop: int) -> Any:
     """The tokens (or rows of a grid) start..stop-1 of an input or output."""
     return a[(slice(None),) * subject.axis + (slice(start, stop),)]
+
+
+def flat(subject: Subject, a: Any) -> Any:
+    """An input or output with its grid of tokens as one axis: (B, N, D) or (B, H, N, d)."""
+    start, stop = subject.axis, subject.axis + subject.axes
+    return a if subject.axes == 1 else a.reshape((*a.shape[:start], -1, *a.shape[stop:]))
 
 
 def changed(subject: Subject, inputs: tuple[Tensor, ...], change: Callable[[Array], Array]) -> Any:
@@ -107,5 +128,6 @@ def trainable(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def gradients_of(y: Tensor, inputs: tuple[Tensor, ...], seed: int = 0) -> list[Array]:
     """The gradients of <c, y> for a random c; zeros where y does not depend on an input."""
     if y.requires_grad:
-        y.backward(np.random.default_rng([seed, 1]).standard_normal(y.shape))
+        c = np.random.default_rng([seed, 1]).standard_normal(y.shape)
+        y.backward(c.astype(y.dtype))
     return [np.zeros(x.shape) if x.grad is None else x.grad.data for x in inputs]

@@ -1,0 +1,376 @@
+"""Attention sinks (StreamingLLM): a sliding window that never lets go of the first few tokens.
+
+    A_t  = {0 .. s-1} and {t-w+1 .. t}, without repetition and without tokens after t, in the order of time
+    r_j  = place of token j in A_t: 0 .. |A_t| - 1                the query stands at |A_t| - 1
+    S_tj = R(q_t, |A_t| - 1) . R(k_j, r_j) / sqrt(d)              R turns a vector by its place
+    o_t  = sum over j in A_t of P_tj v_j,       P_tj = exp S_tj / sum over A_t of exp S_tj
+    y    = merge(o) W_o
+    zero sink:  P_tj = exp S_tj / (1 + sum over A_t of exp S_tj)
+
+    x, y  (B, N, D)        q, k, v, o  (B, H, N, d)        s: sinks     w: window, the token itself included
+
+Trained decoders put much weight on the first tokens whatever these say; a window that drops them breaks its own
+softmax. Places are those in the cache, so they never pass s + w, however long the stream is.
+
+Parallel form: all that the position schemes use is a distance. Between t and a token of the window it is t - j;
+between t and sink j it is min(t, s + w - 1) - j. So the window is a band, in chunks of w queries with 2 w - 1 keys,
+and the s sinks are a few columns beside it, under one softmax.
+
+Cost: 8 N D^2 for the maps and 4 N (2 w + s) D for band and sinks, linear in N. Decoding: 4 (s + w) D for a token,
+with s + w keys and values, for ever.
+Source: Efficient Streaming Language Models with Attention Sinks, Xiao et al., arXiv:2309.17453, 2023, section 3.2.
+Differs from the paper: the window is 64 tokens unless given, the published code's is 512. The learned sink token
+belongs to the layer, not to the vocabulary: it is put in front of x, counts as one of the s tokens, and no mask
+hides it. Long prompts are evicted token by token, as if they had been streamed.
+Numerics: the zero sink is a score of 0 inside the softmax, so that nothing overflows. Keys enter the cache as they
+are, and turn when they are read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minitf import ops
+from minitf.engine import Array, ShapeError, Tensor, no_grad
+from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, Position, as_position, identity, init
+
+from .sliding_window import SlidingWindow
+from .softmax import SoftmaxAttention
+
+CARD = Card(
+    name="attention_sinks",
+    title="Sliding window with the first tokens kept (StreamingLLM)",
+    kind="attention",
+    family="local",
+    papers=(Paper("Efficient Streaming Language Models with Attention Sinks", "2309.17453", 2023),),
+    causal=True,
+    streams=True,
+    grid="1d",
+    complexity="8 N D^2 + 8 N w D + 4 N s D",
+    properties=("causal", "streams", "batch_independent", "row_stochastic"),
+    basis="published code: mit-han-lab/streaming-llm streaming_llm/kv_cache.py, pos_shift/modify_llama.py",
+    aliases={"streaming_llm": {"position": "rope"}},
+)
+
+
+def allowed(n: int, sinks: int, window: int) -> Array:
+    """Which j are in A_i: (N, N)."""
+    i, j = np.arange(n)[:, None], np.arange(n)
+    return (j <= i) & ((j < sinks) | (i - j < window))
+
+
+def scores(q: Tensor, k: Tensor, position: Position, here: Array, there: Array) -> Tensor:
+    """R(q_i, here_i) . R(k_j, there_j) / sqrt(d), and the bias of the scheme: (B, H, Nq, Nk)."""
+    s = position.rotate(q, here) @ position.rotate(k, there).mT / math.sqrt(q.shape[-1])
+    bias = position.bias(here, there)
+    return s if bias is None else s + bias
+
+
+def normalise(s: Tensor, zero_sink: bool) -> Tensor:
+    """P from S (..., keys); with a zero sink, a key of score 0 takes its share and gives nothing."""
+    if zero_sink:
+        nothing = ops.zeros((*s.shape[:-1], 1), dtype=s.dtype)
+        return ops.softmax(ops.concat([s, nothing], axis=-1), axis=-1)[..., :-1]
+    return ops.softmax(s, axis=-1)
+
+
+def plain(
+    q: Tensor, k: Tensor, v: Tensor, sinks: int, window: int, position: Position, zero_sink: bool = False
+) -> Tensor:
+    """o (B, H, N, d), gathering A_t and its places token by token, as the equations say it."""
+    rows = []
+    for t in range(q.shape[2]):
+        a = np.flatnonzero(allowed(q.shape[2], sinks, window)[t])
+        place = np.arange(len(a))
+        s = scores(q[:, :, t : t + 1], k[:, :, a], position, place[-1:], place)
+        rows.append(normalise(s, zero_sink) @ v[:, :, a])
+    return ops.concat(rows, axis=2)
+
+
+def weights(
+    q: Tensor,
+    k: Tensor,
+    sinks: int,
+    window: int,
+    position: Position,
+    zero_sink: bool = False,
+    mask: Any = None,
+) -> Tensor:
+    """P (B, H, N, N), zero outside A_t and where `mask` hides."""
+    i = np.arange(q.shape[2])
+    near = scores(q, k, position, i, i)
+    far = scores(q, k, position, np.minimum(i, sinks + window - 1), i)
+    allow = allowed(len(i), sinks, window)
+    visible = allow if mask is None else np.logical_and(mask, allow)
+    return normalise(ops.where(visible, ops.where(i < sinks, far, near), -math.inf), zero_sink)
+
+
+def banded(
+    q: Tensor, k: Tensor, v: Tensor, sinks: int, window: int, position: Position, zero_sink: bool = False
+) -> Tensor:
+    """The same o, touching the sinks and the keys near the band only."""
+    b, h, n, d = q.shape
+    i, s, w = np.arange(n), min(sinks, n), min(window, n)
+    # Sinks, at most s + w - 1 away: (B, H, N, s)
+    far = scores(q, k[:, :, :s], position, np.minimum(i, sinks + window - 1), i[:s])
+    far = ops.where(i[:s] <= i[:, None], far, -math.inf)
+    # Chunks of w queries, each with the w - 1 keys before it: (B, H, chunks, w, d), (B, H, chunks, 2w - 1, d)
+    fill = -n % w
+    q, k = position.rotate(q, i), position.rotate(k, i)
+    q = ops.pad(q, ((0, 0), (0, 0), (0, fill), (0, 0))).reshape((b, h, -1, w, d))
+    k, value = (
+        ops.unfold(ops.pad(x, ((0, 0), (0, 0), (w - 1, fill), (0, 0))), 2 * w - 1, axis=2, step=w).mT
+        for x in (k, v)
+    )
+    # Query a of a chunk sees keys a .. a + w - 1 of it, where they exist and are not sinks: (chunks, w, 2w - 1)
+    a, c = np.arange(w)[:, None], np.arange(2 * w - 1)
+    place = np.arange(q.shape[2])[:, None, None] * w + c - (w - 1)
+    visible = (c >= a) & (c < a + w) & (place >= s)
+    near = q @ k.mT / math.sqrt(d)
+    bias = position.bias(a[:, 0] + w - 1, c)
+    near = near if bias is None else near + bias[:, None]
+    near = ops.where(visible, near, -math.inf)
+    # One softmax over both: (B, H, chunks w, 2w - 1 + s). The rows that only fill the last chunk see nothing.
+    near = near.reshape((b, h, n + fill, 2 * w - 1))[:, :, :n]
+    p = normalise(ops.concat([near, far], axis=-1), zero_sink)
+    window_p = ops.pad(p[..., : 2 * w - 1], ((0, 0), (0, 0), (0, fill), (0, 0)))
+    o = window_p.reshape((b, h, -1, w, 2 * w - 1)) @ value
+    return o.reshape((b, h, n + fill, v.shape[-1]))[:, :, :n] + p[..., 2 * w - 1 :] @ v[:, :, :s]
+
+
+class SinkCache(NamedTuple):
+    """Keys and values of A_t in the order of time, not rotated: (B, H, |A_t|, d)."""
+
+    keys: Array
+    values: Array
+
+    def evict(self, coming: int, sinks: int, window: int) -> SinkCache:
+        """Room for `coming` tokens: the first s entries stay, and the last w - coming of the others."""
+        n = self.keys.shape[2]
+        keep = np.r_[: min(sinks, n), max(min(sinks, n), n - max(window - coming, 0)) : n]
+        return SinkCache(self.keys[:, :, keep], self.values[:, :, keep])
+
+    def append(self, keys: Array, values: Array) -> SinkCache:
+        """With more entries (B, H, n, d) at the end."""
+        return SinkCache(
+            np.concatenate([self.keys, keys], axis=2), np.concatenate([self.values, values], axis=2)
+        )
+
+
+class AttentionSinks(Module):
+    """x (B, N, D) -> (B, N, D).
+
+    Parameters: wq, wk, wv, wo (D, D), with biases if `bias`; sink (D,), normal 0.02, if `learned_sink`.
+
+    Args:
+        dim: D. heads: H. sinks: s, 0 or more. window: w, 1 or more.
+        position: a scheme that sees distances only, or its name ("nope", "rope", "alibi").
+        zero_sink: one more key of score 0 and value 0. learned_sink: a learned token before the first.
+
+    Raises:
+        ValueError: heads that do not divide dim; sinks below 0 or window below 1; a learned sink with sinks=0.
+    """
+
+    card = CARD
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 4,
+        sinks: int = 4,
+        window: int = 64,
+        position: Position | str = "nope",
+        zero_sink: bool = False,
+        learned_sink: bool = False,
+        bias: bool = False,
+        seed: init.Seed = 0,
+        dtype: Any = "float32",
+    ):
+        if dim % heads:
+            raise ValueError(f"heads={heads} must divide dim={dim}")
+        if sinks < 0 or window < 1:
+            raise ValueError(f"sinks={sinks} must be 0 or more and window={window} 1 or more")
+        if learned_sink and not sinks:
+            raise ValueError("a learned sink is one of the sinks: sinks must be 1 or more")
+        rng = init.generator(seed)
+        self.heads, self.sinks, self.window, self.zero_sink = heads, sinks, window, zero_sink
+        self.wq, self.wk, self.wv, self.wo = (Linear(dim, dim, bias, rng, dtype=dtype) for _ in range(4))
+        self.position = as_position(position, heads=heads)
+        self.sink = Parameter(init.normal(rng, (dim,), dtype=dtype)) if learned_sink else None
+
+    def forward(self, x: Tensor, *, mask: Any = None, rng: np.random.Generator | None = None) -> Tensor:
+        """Mix x (B, N, D). mask: boolean, broadcastable to (B, H, N, N); with one, all N^2 scores form."""
+        q, k, v = self._heads(self._with_sink(x))
+        if mask is None:
+            o = banded(q, k, v, self.sinks, self.window, self.position, self.zero_sink)
+        else:
+            o = self._weights(q, k, mask) @ v
+        # What the learned sink itself would say is dropped.
+        return self.wo(ops.merge_heads(o[:, :, o.shape[2] - x.shape[1] :]))
+
+    def weights(self, x: Tensor, *, mask: Any = None) -> Tensor:
+        """P (B, H, N, N); (B, H, N + 1, N + 1) with a learned sink, the first. A zero sink takes a share."""
+        q, k, _ = self._heads(self._with_sink(x))
+        return self._weights(q, k, mask)
+
+    def _weights(self, q: Tensor, k: Tensor, mask: Any) -> Tensor:
+        if mask is not None and self.sink is not None:
+            n = q.shape[2] - 1
+            mask = np.broadcast_to(mask, (*np.shape(mask)[:-2], n, n))
+            mask = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 0)] * 2, constant_values=True)
+        return weights(q, k, self.sinks, self.window, self.position, self.zero_sink, mask)
+
+    def _with_sink(self, x: Tensor) -> Tensor:
+        if x.ndim != 3:
+            raise ShapeError(f"attention_sinks: x must be (B, N, D), not {x.shape}")
+        if self.sink is None:
+            return x
+        return ops.concat([ops.broadcast_to(self.sink, (x.shape[0], 1, x.shape[2])), x], axis=1)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = (ops.split_heads(w(x), self.heads) for w in (self.wq, self.wk, self.wv))
+        return q, k, v
+
+    def start(self, batch: int) -> SinkCache:
+        """The empty cache; with a learned sink, the cache that holds it."""
+        width = self.wq.weight.shape[1]
+        empty = np.zeros((batch, self.heads, 0, width // self.heads), self.wq.weight.dtype)
+        state = SinkCache(empty, empty)
+        if self.sink is None:
+            return state
+        with no_grad():
+            _, k, v = self._heads(ops.broadcast_to(self.sink, (batch, 1, width)))
+            return state.append(k.data, v.data)
+
+    def step(self, x: Tensor, state: SinkCache) -> tuple[Tensor, SinkCache]:
+        """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
+        with no_grad():
+            q, k, v = self._heads(x.reshape((x.shape[0], 1, x.shape[1])))
+            state = state.evict(1, self.sinks, self.window).append(k.data, v.data)
+            place = np.arange(state.keys.shape[2])
+            s = scores(q, Tensor(state.keys), self.position, place[-1:], place)
+            o = normalise(s, self.zero_sink) @ Tensor(state.values)
+            return self.wo(ops.merge_heads(o))[:, 0], state
+
+    def prefill(self, x: Tensor, state: SinkCache) -> tuple[Tensor, SinkCache]:
+        """Several tokens x (B, n, D) at once after those in `state`: (B, n, D) and the new state."""
+        with no_grad():
+            q, k, v = self._heads(x)
+            # The cache is a sequence like any other: its places are what the stream's would be.
+            state = state.append(k.data, v.data)
+            full = ops.pad(q, ((0, 0), (0, 0), (state.keys.shape[2] - q.shape[2], 0), (0, 0)))
+            keys, values = Tensor(state.keys), Tensor(state.values)
+            o = banded(full, keys, values, self.sinks, self.window, self.position, self.zero_sink)
+            y = self.wo(ops.merge_heads(o[:, :, o.shape[2] - q.shape[2] :]))
+            return y, state.evict(0, self.sinks, self.window)
+
+
+def build(case: Case, **options: Any) -> AttentionSinks:
+    return AttentionSinks(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
+
+
+def heads_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    rng = case.rng()
+    q, k, v = (Tensor(rng.standard_normal((case.b, case.h, case.t, case.d))) for _ in range(3))
+    return q, k, v
+
+
+def streamed(layer: AttentionSinks, x: Tensor) -> Tensor:
+    rows, state = [], layer.start(x.shape[0])
+    for t in range(x.shape[1]):
+        y, state = layer.step(x[:, t], state)
+        rows.append(y)
+    return ops.stack(rows, axis=1)
+
+
+SIZES = ((0, 1), (0, 3), (1, 1), (1, 2), (2, 3), (4, 1), (3, 20))
+SCHEMES = ("nope", "rope", "alibi")
+
+
+@identity(
+    "the band beside the sinks equals gathering A_t and its places, for rotary, linear and no positions"
+)
+def band_is_plain(case: Case) -> tuple[Tensor, Tensor]:
+    heads, left, right = heads_of(case), [], []
+    for name in SCHEMES:
+        position = as_position(name, heads=case.h)
+        for size in SIZES:
+            for zero in (False, True):
+                left.append(banded(*heads, *size, position, zero))
+                right.append(plain(*heads, *size, position, zero))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("without positions, the cache with eviction equals softmax attention under the mask j in A_i")
+def cache_is_mask(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for sinks, window in SIZES:
+        layer = build(case, sinks=sinks, window=window)
+        full = SoftmaxAttention(case.dim, heads=case.h, dtype="float64")
+        full.load_state_dict(layer.state_dict())
+        left.append(streamed(layer, x))
+        right.append(full(x, mask=allowed(case.t, sinks, window)))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("with positions, a zero sink and a learned sink, the cache with eviction equals the parallel form")
+def cache_is_parallel(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for name in SCHEMES:
+        layer = build(case, sinks=2, window=3, position=name, zero_sink=True, learned_sink=True)
+        left.append(streamed(layer, x))
+        right.append(layer(x))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("N <= s + w: full causal attention with ordinary positions")
+def short_is_full(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for name in SCHEMES:
+        layer = build(case, sinks=case.t // 2, window=case.t - case.t // 2, position=name)
+        full = SoftmaxAttention(case.dim, heads=case.h, position=name, dtype="float64")
+        full.load_state_dict(layer.state_dict())
+        left.append(layer(x))
+        right.append(full(x))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("s = 0: the sliding window, with rotary positions and without")
+def no_sinks(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for name in SCHEMES[:2]:
+        layer = build(case, sinks=0, window=3, position=name)
+        other = SlidingWindow(case.dim, heads=case.h, left=2, position=name, dtype="float64")
+        other.load_state_dict(layer.state_dict())
+        left.append(layer(x))
+        right.append(other(x))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("a zero sink is one more key 0 with value 0 that everybody sees")
+def zero_is_a_key(case: Case) -> tuple[Tensor, Tensor]:
+    q, k, v = heads_of(case)
+    zero = np.zeros((case.b, case.h, 1, case.d))
+    mask = np.concatenate([np.ones((case.t, 1), dtype=bool), allowed(case.t, 1, 2)], axis=1)
+    k2, v2 = (ops.concat([Tensor(zero), x], axis=2) for x in (k, v))
+    return banded(q, k, v, 1, 2, Position(), True), ops.softmax_attention(q, k2, v2, mask=mask)
+
+
+@identity("a zero sink scales the ordinary output by Z / (1 + Z), Z = exp(log-sum-exp of the scores)")
+def zero_scales(case: Case) -> tuple[Tensor, Tensor]:
+    q, k, v = heads_of(case)
+    z = ops.exp(ops.attention_logsumexp(q, k, mask=allowed(case.t, 2, 2)))[..., None]
+    return banded(q, k, v, 2, 2, Position(), True), z / (1.0 + z) * banded(q, k, v, 2, 2, Position())
+
+
+@identity("a learned sink is a token in front of the others")
+def learned_is_a_token(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case, sinks=2, window=2, position="rope", learned_sink=True), case.tokens()
+    without = build(case, sinks=2, window=2, position="rope")
+    assert_sink = layer.sink
+    token = np.broadcast_to(assert_sink.data if assert_sink is not None else 0.0, (case.b, 1, case.dim))
+    return layer(x), without(ops.concat([Tensor(token.copy()), x], axis=1))[:, 1:]
