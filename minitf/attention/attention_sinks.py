@@ -7,23 +7,24 @@
     y    = merge(o) W_o
     zero sink:  P_tj = exp S_tj / (1 + sum over A_t of exp S_tj)
 
-    x, y  (B, N, D)        q, k, v, o  (B, H, N, d)        s: sinks     w: window, the token itself included
+    x, y  (B, N, D)        q, k, v, o  (B, H, N, d)        s: sinks      w: window, the token itself included
 
-Trained decoders put much weight on the first tokens whatever these say; a window that drops them breaks its own
-softmax. Places are those in the cache, so they never pass s + w, however long the stream is.
+Trained decoders put much weight on the first tokens whatever these say; a window that drops them breaks its
+own softmax. Places are those in the cache: they never pass s + w, however long the stream is.
 
-Parallel form: all that the position schemes use is a distance. Between t and a token of the window it is t - j;
-between t and sink j it is min(t, s + w - 1) - j. So the window is a band, in chunks of w queries with 2 w - 1 keys,
-and the s sinks are a few columns beside it, under one softmax.
+Parallel form: all that the position schemes use is a distance. Between t and a token of the window it is
+t - j, between t and sink j it is min(t, s + w - 1) - j. So the window is a band, in chunks of w queries with
+2 w - 1 keys, and the s sinks are a few columns beside it, under one softmax.
 
-Cost: 8 N D^2 for the maps and 4 N (2 w + s) D for band and sinks, linear in N. Decoding: 4 (s + w) D for a token,
-with s + w keys and values, for ever.
-Source: Efficient Streaming Language Models with Attention Sinks, Xiao et al., arXiv:2309.17453, 2023, section 3.2.
-Differs from the paper: the window is 64 tokens unless given, the published code's is 512. The learned sink token
-belongs to the layer, not to the vocabulary: it is put in front of x, counts as one of the s tokens, and no mask
-hides it. Long prompts are evicted token by token, as if they had been streamed.
-Numerics: the zero sink is a score of 0 inside the softmax, so that nothing overflows. Keys enter the cache as they
-are, and turn when they are read.
+Cost: 8 N D^2 for the maps and 4 N (2 w + s) D for band and sinks, linear in N. Decoding: 4 (s + w) D for a
+token, with s + w keys and values, for ever.
+Source: Efficient Streaming Language Models with Attention Sinks, Xiao et al., arXiv:2309.17453, 2023,
+section 3.2.
+Differs from the paper: the window is 64 tokens unless given, the published code's is 512. The learned sink
+token belongs to the layer, not to the vocabulary: it is put in front of x, counts as one of the s tokens, and
+no mask hides it. Long prompts are evicted token by token, as if they had been streamed.
+Numerics: the zero sink is a score of 0 inside the softmax, so that nothing overflows. Keys enter the cache as
+they are, and turn when they are read.
 """
 
 from __future__ import annotations
@@ -56,89 +57,80 @@ CARD = Card(
 )
 
 
-def allowed(n: int, sinks: int, window: int) -> Array:
-    """Which j are in A_i: (N, N)."""
-    i, j = np.arange(n)[:, None], np.arange(n)
-    return (j <= i) & ((j < sinks) | (i - j < window))
+class Rule(NamedTuple):
+    """What A_t is, and how its scores become weights."""
+
+    sinks: int
+    window: int
+    position: Position
+    zero_sink: bool = False
+
+    def allowed(self, n: int) -> Array:
+        """Which j are in A_i: (N, N)."""
+        i, j = np.arange(n)[:, None], np.arange(n)
+        return (j <= i) & ((j < self.sinks) | (i - j < self.window))
+
+    def scores(self, q: Tensor, k: Tensor, here: Array, there: Array) -> Tensor:
+        """R(q_i, here_i) . R(k_j, there_j) / sqrt(d), and the bias of the scheme: (B, H, Nq, Nk)."""
+        s = self.position.rotate(q, here) @ self.position.rotate(k, there).mT / math.sqrt(q.shape[-1])
+        bias = self.position.bias(here, there)
+        return s if bias is None else s + bias
+
+    def normalise(self, s: Tensor) -> Tensor:
+        """P from S (..., keys); with a zero sink, a key of score 0 takes its share and gives nothing."""
+        if not self.zero_sink:
+            return ops.softmax(s, axis=-1)
+        return ops.softmax(ops.pad(s, [(0, 0)] * (s.ndim - 1) + [(0, 1)]), axis=-1)[..., :-1]
 
 
-def scores(q: Tensor, k: Tensor, position: Position, here: Array, there: Array) -> Tensor:
-    """R(q_i, here_i) . R(k_j, there_j) / sqrt(d), and the bias of the scheme: (B, H, Nq, Nk)."""
-    s = position.rotate(q, here) @ position.rotate(k, there).mT / math.sqrt(q.shape[-1])
-    bias = position.bias(here, there)
-    return s if bias is None else s + bias
-
-
-def normalise(s: Tensor, zero_sink: bool) -> Tensor:
-    """P from S (..., keys); with a zero sink, a key of score 0 takes its share and gives nothing."""
-    if zero_sink:
-        nothing = ops.zeros((*s.shape[:-1], 1), dtype=s.dtype)
-        return ops.softmax(ops.concat([s, nothing], axis=-1), axis=-1)[..., :-1]
-    return ops.softmax(s, axis=-1)
-
-
-def plain(
-    q: Tensor, k: Tensor, v: Tensor, sinks: int, window: int, position: Position, zero_sink: bool = False
-) -> Tensor:
+def plain(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
     """o (B, H, N, d), gathering A_t and its places token by token, as the equations say it."""
     rows = []
     for t in range(q.shape[2]):
-        a = np.flatnonzero(allowed(q.shape[2], sinks, window)[t])
+        a = np.flatnonzero(rule.allowed(q.shape[2])[t])
         place = np.arange(len(a))
-        s = scores(q[:, :, t : t + 1], k[:, :, a], position, place[-1:], place)
-        rows.append(normalise(s, zero_sink) @ v[:, :, a])
+        s = rule.scores(q[:, :, t : t + 1], k[:, :, a], place[-1:], place)
+        rows.append(rule.normalise(s) @ v[:, :, a])
     return ops.concat(rows, axis=2)
 
 
-def weights(
-    q: Tensor,
-    k: Tensor,
-    sinks: int,
-    window: int,
-    position: Position,
-    zero_sink: bool = False,
-    mask: Any = None,
-) -> Tensor:
+def weights(q: Tensor, k: Tensor, rule: Rule, mask: Any = None) -> Tensor:
     """P (B, H, N, N), zero outside A_t and where `mask` hides."""
-    i = np.arange(q.shape[2])
-    near = scores(q, k, position, i, i)
-    far = scores(q, k, position, np.minimum(i, sinks + window - 1), i)
-    allow = allowed(len(i), sinks, window)
+    i, allow = np.arange(q.shape[2]), rule.allowed(q.shape[2])
+    near = rule.scores(q, k, i, i)
+    far = rule.scores(q, k, np.minimum(i, rule.sinks + rule.window - 1), i)
     visible = allow if mask is None else np.logical_and(mask, allow)
-    return normalise(ops.where(visible, ops.where(i < sinks, far, near), -math.inf), zero_sink)
+    return rule.normalise(ops.where(visible, ops.where(i < rule.sinks, far, near), -math.inf))
 
 
-def banded(
-    q: Tensor, k: Tensor, v: Tensor, sinks: int, window: int, position: Position, zero_sink: bool = False
-) -> Tensor:
+def banded(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
     """The same o, touching the sinks and the keys near the band only."""
     b, h, n, d = q.shape
-    i, s, w = np.arange(n), min(sinks, n), min(window, n)
+    i, s, w = np.arange(n), min(rule.sinks, n), min(rule.window, n)
+    chunks, width = -(-n // w), 2 * w - 1
+    fill = chunks * w - n
     # Sinks, at most s + w - 1 away: (B, H, N, s)
-    far = scores(q, k[:, :, :s], position, np.minimum(i, sinks + window - 1), i[:s])
+    far = rule.scores(q, k[:, :, :s], np.minimum(i, rule.sinks + rule.window - 1), i[:s])
     far = ops.where(i[:s] <= i[:, None], far, -math.inf)
     # Chunks of w queries, each with the w - 1 keys before it: (B, H, chunks, w, d), (B, H, chunks, 2w - 1, d)
-    fill = -n % w
-    q, k = position.rotate(q, i), position.rotate(k, i)
-    q = ops.pad(q, ((0, 0), (0, 0), (0, fill), (0, 0))).reshape((b, h, -1, w, d))
-    k, value = (
-        ops.unfold(ops.pad(x, ((0, 0), (0, 0), (w - 1, fill), (0, 0))), 2 * w - 1, axis=2, step=w).mT
+    q, k = rule.position.rotate(q, i), rule.position.rotate(k, i)
+    q = ops.pad(q, ((0, 0), (0, 0), (0, fill), (0, 0))).reshape((b, h, chunks, w, d))
+    keys, values = (
+        ops.unfold(ops.pad(x, ((0, 0), (0, 0), (w - 1, fill), (0, 0))), width, axis=2, step=w).mT
         for x in (k, v)
     )
-    # Query a of a chunk sees keys a .. a + w - 1 of it, where they exist and are not sinks: (chunks, w, 2w - 1)
-    a, c = np.arange(w)[:, None], np.arange(2 * w - 1)
-    place = np.arange(q.shape[2])[:, None, None] * w + c - (w - 1)
-    visible = (c >= a) & (c < a + w) & (place >= s)
-    near = q @ k.mT / math.sqrt(d)
-    bias = position.bias(a[:, 0] + w - 1, c)
+    # Query a of a chunk sees keys a .. a + w - 1 of it, if they exist and are no sinks: (chunks, w, 2w - 1)
+    a, c = np.arange(w)[:, None], np.arange(width)
+    place = np.arange(chunks)[:, None, None] * w + c - (w - 1)
+    near = q @ keys.mT / math.sqrt(d)
+    bias = rule.position.bias(a[:, 0] + w - 1, c)
     near = near if bias is None else near + bias[:, None]
-    near = ops.where(visible, near, -math.inf)
-    # One softmax over both: (B, H, chunks w, 2w - 1 + s). The rows that only fill the last chunk see nothing.
-    near = near.reshape((b, h, n + fill, 2 * w - 1))[:, :, :n]
-    p = normalise(ops.concat([near, far], axis=-1), zero_sink)
-    window_p = ops.pad(p[..., : 2 * w - 1], ((0, 0), (0, 0), (0, fill), (0, 0)))
-    o = window_p.reshape((b, h, -1, w, 2 * w - 1)) @ value
-    return o.reshape((b, h, n + fill, v.shape[-1]))[:, :, :n] + p[..., 2 * w - 1 :] @ v[:, :, :s]
+    near = ops.where((c >= a) & (c < a + w) & (place >= s), near, -math.inf)
+    # One softmax over both, chunk by chunk: (B, H, chunks, w, 2w - 1 + s)
+    far = ops.pad(far, ((0, 0), (0, 0), (0, fill), (0, 0))).reshape((b, h, chunks, w, s))
+    p = rule.normalise(ops.concat([near, far], axis=-1))
+    o = p[..., :width] @ values + p[..., width:] @ ops.expand_dims(v[:, :, :s], 2)
+    return o.reshape((b, h, n + fill, v.shape[-1]))[:, :, :n]
 
 
 class SinkCache(NamedTuple):
@@ -147,17 +139,16 @@ class SinkCache(NamedTuple):
     keys: Array
     values: Array
 
-    def evict(self, coming: int, sinks: int, window: int) -> SinkCache:
+    def evict(self, coming: int, rule: Rule) -> SinkCache:
         """Room for `coming` tokens: the first s entries stay, and the last w - coming of the others."""
         n = self.keys.shape[2]
-        keep = np.r_[: min(sinks, n), max(min(sinks, n), n - max(window - coming, 0)) : n]
+        s = min(rule.sinks, n)
+        keep = np.r_[:s, max(s, n - max(rule.window - coming, 0)) : n]
         return SinkCache(self.keys[:, :, keep], self.values[:, :, keep])
 
-    def append(self, keys: Array, values: Array) -> SinkCache:
-        """With more entries (B, H, n, d) at the end."""
-        return SinkCache(
-            np.concatenate([self.keys, keys], axis=2), np.concatenate([self.values, values], axis=2)
-        )
+    def append(self, *entries: Array) -> SinkCache:
+        """With more keys and values (B, H, n, d) at the end."""
+        return SinkCache(*(np.concatenate(pair, axis=2) for pair in zip(self, entries)))
 
 
 class AttentionSinks(Module):
@@ -171,7 +162,7 @@ class AttentionSinks(Module):
         zero_sink: one more key of score 0 and value 0. learned_sink: a learned token before the first.
 
     Raises:
-        ValueError: heads that do not divide dim; sinks below 0 or window below 1; a learned sink with sinks=0.
+        ValueError: heads that do not divide dim; sinks below 0, window below 1; a learned sink without sinks.
     """
 
     card = CARD
@@ -197,39 +188,33 @@ class AttentionSinks(Module):
         if learned_sink and not sinks:
             raise ValueError("a learned sink is one of the sinks: sinks must be 1 or more")
         rng = init.generator(seed)
-        self.heads, self.sinks, self.window, self.zero_sink = heads, sinks, window, zero_sink
+        self.heads = heads
         self.wq, self.wk, self.wv, self.wo = (Linear(dim, dim, bias, rng, dtype=dtype) for _ in range(4))
-        self.position = as_position(position, heads=heads)
+        self.rule = Rule(sinks, window, as_position(position, heads=heads), zero_sink)
         self.sink = Parameter(init.normal(rng, (dim,), dtype=dtype)) if learned_sink else None
 
     def forward(self, x: Tensor, *, mask: Any = None, rng: np.random.Generator | None = None) -> Tensor:
         """Mix x (B, N, D). mask: boolean, broadcastable to (B, H, N, N); with one, all N^2 scores form."""
-        q, k, v = self._heads(self._with_sink(x))
-        if mask is None:
-            o = banded(q, k, v, self.sinks, self.window, self.position, self.zero_sink)
-        else:
-            o = self._weights(q, k, mask) @ v
+        y, mask = self._with_sink(x, mask)
+        q, k, v = self._heads(y)
+        o = banded(q, k, v, self.rule) if mask is None else weights(q, k, self.rule, mask) @ v
         # What the learned sink itself would say is dropped.
         return self.wo(ops.merge_heads(o[:, :, o.shape[2] - x.shape[1] :]))
 
     def weights(self, x: Tensor, *, mask: Any = None) -> Tensor:
         """P (B, H, N, N); (B, H, N + 1, N + 1) with a learned sink, the first. A zero sink takes a share."""
-        q, k, _ = self._heads(self._with_sink(x))
-        return self._weights(q, k, mask)
+        x, mask = self._with_sink(x, mask)
+        return weights(*self._heads(x)[:2], self.rule, mask)
 
-    def _weights(self, q: Tensor, k: Tensor, mask: Any) -> Tensor:
-        if mask is not None and self.sink is not None:
-            n = q.shape[2] - 1
-            mask = np.broadcast_to(mask, (*np.shape(mask)[:-2], n, n))
-            mask = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 0)] * 2, constant_values=True)
-        return weights(q, k, self.sinks, self.window, self.position, self.zero_sink, mask)
-
-    def _with_sink(self, x: Tensor) -> Tensor:
+    def _with_sink(self, x: Tensor, mask: Any) -> tuple[Tensor, Any]:
         if x.ndim != 3:
             raise ShapeError(f"attention_sinks: x must be (B, N, D), not {x.shape}")
         if self.sink is None:
-            return x
-        return ops.concat([ops.broadcast_to(self.sink, (x.shape[0], 1, x.shape[2])), x], axis=1)
+            return x, mask
+        if mask is not None:
+            mask = np.broadcast_to(mask, (*np.shape(mask)[:-2], x.shape[1], x.shape[1]))
+            mask = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 0)] * 2, constant_values=True)
+        return ops.concat([ops.broadcast_to(self.sink, (x.shape[0], 1, x.shape[2])), x], axis=1), mask
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (ops.split_heads(w(x), self.heads) for w in (self.wq, self.wk, self.wv))
@@ -237,23 +222,19 @@ class AttentionSinks(Module):
 
     def start(self, batch: int) -> SinkCache:
         """The empty cache; with a learned sink, the cache that holds it."""
-        width = self.wq.weight.shape[1]
-        empty = np.zeros((batch, self.heads, 0, width // self.heads), self.wq.weight.dtype)
-        state = SinkCache(empty, empty)
-        if self.sink is None:
-            return state
         with no_grad():
-            _, k, v = self._heads(ops.broadcast_to(self.sink, (batch, 1, width)))
-            return state.append(k.data, v.data)
+            nothing = ops.zeros((batch, 0, self.wq.weight.shape[0]), dtype=self.wq.weight.dtype)
+            _, k, v = self._heads(self._with_sink(nothing, None)[0])
+            return SinkCache(k.data, v.data)
 
     def step(self, x: Tensor, state: SinkCache) -> tuple[Tensor, SinkCache]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
         with no_grad():
             q, k, v = self._heads(x.reshape((x.shape[0], 1, x.shape[1])))
-            state = state.evict(1, self.sinks, self.window).append(k.data, v.data)
+            state = state.evict(1, self.rule).append(k.data, v.data)
             place = np.arange(state.keys.shape[2])
-            s = scores(q, Tensor(state.keys), self.position, place[-1:], place)
-            o = normalise(s, self.zero_sink) @ Tensor(state.values)
+            s = self.rule.scores(q, Tensor(state.keys), place[-1:], place)
+            o = self.rule.normalise(s) @ Tensor(state.values)
             return self.wo(ops.merge_heads(o))[:, 0], state
 
     def prefill(self, x: Tensor, state: SinkCache) -> tuple[Tensor, SinkCache]:
@@ -263,68 +244,16 @@ class AttentionSinks(Module):
             # The cache is a sequence like any other: its places are what the stream's would be.
             state = state.append(k.data, v.data)
             full = ops.pad(q, ((0, 0), (0, 0), (state.keys.shape[2] - q.shape[2], 0), (0, 0)))
-            keys, values = Tensor(state.keys), Tensor(state.values)
-            o = banded(full, keys, values, self.sinks, self.window, self.position, self.zero_sink)
+            o = banded(full, Tensor(state.keys), Tensor(state.values), self.rule)
             y = self.wo(ops.merge_heads(o[:, :, o.shape[2] - q.shape[2] :]))
-            return y, state.evict(0, self.sinks, self.window)
+            return y, state.evict(0, self.rule)
 
 
 def build(case: Case, **options: Any) -> AttentionSinks:
     return AttentionSinks(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
 
 
-def heads_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
-    rng = case.rng()
-    q, k, v = (Tensor(rng.standard_normal((case.b, case.h, case.t, case.d))) for _ in range(3))
-    return q, k, v
-
-
-def streamed(layer: AttentionSinks, x: Tensor) -> Tensor:
-    rows, state = [], layer.start(x.shape[0])
-    for t in range(x.shape[1]):
-        y, state = layer.step(x[:, t], state)
-        rows.append(y)
-    return ops.stack(rows, axis=1)
-
-
-SIZES = ((0, 1), (0, 3), (1, 1), (1, 2), (2, 3), (4, 1), (3, 20))
 SCHEMES = ("nope", "rope", "alibi")
-
-
-@identity(
-    "the band beside the sinks equals gathering A_t and its places, for rotary, linear and no positions"
-)
-def band_is_plain(case: Case) -> tuple[Tensor, Tensor]:
-    heads, left, right = heads_of(case), [], []
-    for name in SCHEMES:
-        position = as_position(name, heads=case.h)
-        for size in SIZES:
-            for zero in (False, True):
-                left.append(banded(*heads, *size, position, zero))
-                right.append(plain(*heads, *size, position, zero))
-    return ops.stack(left), ops.stack(right)
-
-
-@identity("without positions, the cache with eviction equals softmax attention under the mask j in A_i")
-def cache_is_mask(case: Case) -> tuple[Tensor, Tensor]:
-    x, left, right = case.tokens(), [], []
-    for sinks, window in SIZES:
-        layer = build(case, sinks=sinks, window=window)
-        full = SoftmaxAttention(case.dim, heads=case.h, dtype="float64")
-        full.load_state_dict(layer.state_dict())
-        left.append(streamed(layer, x))
-        right.append(full(x, mask=allowed(case.t, sinks, window)))
-    return ops.stack(left), ops.stack(right)
-
-
-@identity("with positions, a zero sink and a learned sink, the cache with eviction equals the parallel form")
-def cache_is_parallel(case: Case) -> tuple[Tensor, Tensor]:
-    x, left, right = case.tokens(), [], []
-    for name in SCHEMES:
-        layer = build(case, sinks=2, window=3, position=name, zero_sink=True, learned_sink=True)
-        left.append(streamed(layer, x))
-        right.append(layer(x))
-    return ops.stack(left), ops.stack(right)
 
 
 @identity("N <= s + w: full causal attention with ordinary positions")
@@ -336,6 +265,58 @@ def short_is_full(case: Case) -> tuple[Tensor, Tensor]:
         full.load_state_dict(layer.state_dict())
         left.append(layer(x))
         right.append(full(x))
+    return ops.stack(left), ops.stack(right)
+
+
+def heads_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    rng = case.rng()
+    q, k, v = (Tensor(rng.standard_normal((case.b, case.h, case.t, case.d))) for _ in range(3))
+    return q, k, v
+
+
+SIZES = ((0, 1), (0, 3), (1, 1), (1, 2), (2, 3), (4, 1), (3, 20))
+
+
+@identity("the band beside the sinks equals gathering A_t and its places, in three position schemes")
+def band_is_plain(case: Case) -> tuple[Tensor, Tensor]:
+    heads, left, right = heads_of(case), [], []
+    for name in SCHEMES:
+        position = as_position(name, heads=case.h)
+        for size in SIZES:
+            for zero in (False, True):
+                rule = Rule(*size, position, zero)
+                left.append(banded(*heads, rule))
+                right.append(plain(*heads, rule))
+    return ops.stack(left), ops.stack(right)
+
+
+def streamed(layer: AttentionSinks, x: Tensor) -> Tensor:
+    rows, state = [], layer.start(x.shape[0])
+    for t in range(x.shape[1]):
+        y, state = layer.step(x[:, t], state)
+        rows.append(y)
+    return ops.stack(rows, axis=1)
+
+
+@identity("without positions, the cache with eviction equals softmax attention under the mask j in A_i")
+def cache_is_mask(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for sinks, window in SIZES:
+        layer = build(case, sinks=sinks, window=window)
+        full = SoftmaxAttention(case.dim, heads=case.h, dtype="float64")
+        full.load_state_dict(layer.state_dict())
+        left.append(streamed(layer, x))
+        right.append(full(x, mask=layer.rule.allowed(case.t)))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("with positions, a zero sink and a learned sink, the cache with eviction equals the parallel form")
+def cache_is_parallel(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for name in SCHEMES:
+        layer = build(case, sinks=2, window=3, position=name, zero_sink=True, learned_sink=True)
+        left.append(streamed(layer, x))
+        right.append(layer(x))
     return ops.stack(left), ops.stack(right)
 
 
@@ -354,23 +335,23 @@ def no_sinks(case: Case) -> tuple[Tensor, Tensor]:
 @identity("a zero sink is one more key 0 with value 0 that everybody sees")
 def zero_is_a_key(case: Case) -> tuple[Tensor, Tensor]:
     q, k, v = heads_of(case)
-    zero = np.zeros((case.b, case.h, 1, case.d))
-    mask = np.concatenate([np.ones((case.t, 1), dtype=bool), allowed(case.t, 1, 2)], axis=1)
-    k2, v2 = (ops.concat([Tensor(zero), x], axis=2) for x in (k, v))
-    return banded(q, k, v, 1, 2, Position(), True), ops.softmax_attention(q, k2, v2, mask=mask)
+    rule = Rule(1, 2, Position(), zero_sink=True)
+    k2, v2 = (ops.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0))) for x in (k, v))
+    mask = np.pad(rule.allowed(case.t), ((0, 0), (1, 0)), constant_values=True)
+    return banded(q, k, v, rule), ops.softmax_attention(q, k2, v2, mask=mask)
 
 
 @identity("a zero sink scales the ordinary output by Z / (1 + Z), Z = exp(log-sum-exp of the scores)")
 def zero_scales(case: Case) -> tuple[Tensor, Tensor]:
     q, k, v = heads_of(case)
-    z = ops.exp(ops.attention_logsumexp(q, k, mask=allowed(case.t, 2, 2)))[..., None]
-    return banded(q, k, v, 2, 2, Position(), True), z / (1.0 + z) * banded(q, k, v, 2, 2, Position())
+    rule = Rule(2, 2, Position(), zero_sink=True)
+    z = ops.exp(ops.attention_logsumexp(q, k, mask=rule.allowed(case.t)))[..., None]
+    return banded(q, k, v, rule), z / (1.0 + z) * banded(q, k, v, rule._replace(zero_sink=False))
 
 
 @identity("a learned sink is a token in front of the others")
 def learned_is_a_token(case: Case) -> tuple[Tensor, Tensor]:
     layer, x = build(case, sinks=2, window=2, position="rope", learned_sink=True), case.tokens()
     without = build(case, sinks=2, window=2, position="rope")
-    assert_sink = layer.sink
-    token = np.broadcast_to(assert_sink.data if assert_sink is not None else 0.0, (case.b, 1, case.dim))
-    return layer(x), without(ops.concat([Tensor(token.copy()), x], axis=1))[:, 1:]
+    token = ops.broadcast_to(layer.state_dict()["sink"], (case.b, 1, case.dim))
+    return layer(x), without(ops.concat([token, x], axis=1))[:, 1:]

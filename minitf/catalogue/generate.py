@@ -57,22 +57,21 @@ def read_cards(path: Path, package: Path = PACKAGE) -> dict[str, dict[str, Any]]
     tree = ast.parse(path.read_text(encoding="utf-8"))
     cards: dict[str, dict[str, Any]] = {}
     for node in tree.body:
-        value = node.value if isinstance(node, ast.Assign) else None
-        if isinstance(value, ast.Call) and getattr(value.func, "id", "") == "Card":
+        call = node.value if isinstance(node, ast.Assign) else None
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Card":
             target = node.targets[0]  # type: ignore[attr-defined]
             where = f"{path.name}:{node.lineno}"
             try:
-                card = {str(k.arg): literal(k.value) for k in value.keywords}
+                card = {str(k.arg): literal(k.value) for k in call.keywords}
             except ValueError as error:
                 raise ValueError(f"{where}: a card must be literal: {error}") from error
             unknown = [key for key in card if key not in FIELDS]
             if unknown:
                 raise ValueError(f"{where}: a card has no {', '.join(unknown)}; it has: {', '.join(FIELDS)}")
-            for key in ("papers", "properties", "parity"):
+            for key, of in (("papers", list), ("properties", str), ("parity", str)):
                 # Without its comma, ("causal") is a word, and (Paper(...)) is a paper.
-                if not all(isinstance(v, list if key == "papers" else str) for v in card.get(key, [])) or (
-                    isinstance(card.get(key), str)
-                ):
+                value = card.get(key, [])
+                if isinstance(value, str) or not all(isinstance(v, of) for v in value):
                     raise ValueError(f"{where}: {key} must be a tuple, such as (one,)")
             card["papers"] = [dict(zip(("title", "arxiv", "year"), p, strict=True)) for p in card["papers"]]
             cards[target.id] = {

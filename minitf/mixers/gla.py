@@ -43,6 +43,7 @@ CARD = Card(
     complexity="8 N D^2 + 6 N C D + 6 N D dv",
     properties=("causal", "streams", "chunked", "batch_independent", "key_masks"),
     basis="published code: fla-org/flash-linear-attention fla/ops/gla/naive.py, fla/layers/gla.py",
+    parity=("fla-core 0.6.0 naive_recurrent_gla",),
 )
 
 

@@ -2,9 +2,11 @@
 
 from . import init
 from .activations import ACTIVATIONS, activation
+from .batchnorm import BatchNorm
 from .cache import KVCache
 from .card import Card, Case, Identity, Paper, identities, identity
 from .conv import Conv
+from .convolution import ShortConv
 from .dispatch import dispatch
 from .linear import Dropout, Embedding, Linear
 from .masks import visible_keys
@@ -16,6 +18,7 @@ from .windows import RelativeBias2D, offsets, partition, unpartition
 __all__ = [
     "ACTIVATIONS",
     "ALiBi",
+    "BatchNorm",
     "Buffer",
     "Card",
     "Case",
@@ -36,6 +39,7 @@ __all__ = [
     "RMSNorm",
     "RelativeBias2D",
     "RoPE",
+    "ShortConv",
     "SinusoidalPosition",
     "StateError",
     "activation",

@@ -8,7 +8,7 @@ import numpy as np
 
 from minitf.engine import ShapeError, Tensor
 
-from .creation import zeros
+from .creation import eye, zeros
 from .elementwise import Like, exp, where
 from .kernels import kernelized
 from .linalg import matmul
@@ -112,7 +112,7 @@ def inverse_of_unit_lower(a: Tensor) -> Tensor:
     """
     size, block = a.shape[-1], 1
     i = np.arange(size)
-    inverse = np.eye(size, dtype=a.dtype)
+    inverse = eye(size, dtype=a.dtype)
     while block < size:
         # The blocks A' of this size: odd block rows, and the block to the left of the diagonal.
         row, column = i[:, None] // block, i // block
@@ -128,7 +128,8 @@ def delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """A matrix of memory that is corrected at the key of each token, and may decay (Yang et al., 2024).
 
-        S' = diag(exp(g_t)) S_{t-1}      u_t = beta_t (v_t - k_t S')      S_t = S' + k_t^T u_t      o_t = q_t S_t
+        S'  = diag(exp(g_t)) S_{t-1}        u_t = beta_t (v_t - k_t S')
+        S_t = S' + k_t^T u_t                o_t = q_t S_t
 
     In chunks of C tokens, with G_i the sum of g from the start of the chunk to i (the compact WY form):
 
@@ -143,7 +144,7 @@ def delta_rule(
     Args:
         q, k: (B, H, N, dk). v: (B, H, N, dv).
         beta: how far the value at k_t moves towards v_t, (B, H, N, 1).
-        g: logarithm of the decay, at most 0: (B, H, N, dk), or (B, H, N, 1) for one decay per head; default 0.
+        g: logarithm of the decay, at most 0, default 0: (B, H, N, dk), or (B, H, N, 1) for one per head.
         state: S before the first token (B, H, dk, dv), default 0.
         chunk: C; any size gives the same result.
 
@@ -190,9 +191,12 @@ def diagonal_scan(a: Like, b: Like, state: Like = None) -> Tensor:
 
         h_t = a_t * h_{t-1} + b_t
 
-    Two steps are one step of the same kind: h_{t+1} = (a_{t+1} a_t) * h_{t-1} + (a_{t+1} b_t + b_{t+1}). So every
-    second h comes from a recurrence of half the length, and the others from their neighbour: 2 log2(N) rounds,
-    6 N products and sums in all, and no division.
+    Two steps are one step of the same kind:
+
+        h_{t+1} = (a_{t+1} a_t) * h_{t-1} + (a_{t+1} b_t + b_{t+1})
+
+    So every second h comes from a recurrence of half the length, and the others from their neighbour:
+    2 log2(N) rounds, 5 N products and sums in all, and no division.
 
     Args:
         a: (B, N, ...), or what broadcasts to the shape of b. b: (B, N, ...).
@@ -207,13 +211,13 @@ def diagonal_scan(a: Like, b: Like, state: Like = None) -> Tensor:
     if len(a.shape) != len(b.shape) or any(i not in (1, j) for i, j in zip(a.shape, b.shape, strict=True)):
         raise ShapeError(f"diagonal_scan: a {a.shape} must broadcast to b {b.shape}, which is (B, N, ...)")
     if state is not None and state.shape != (b.shape[0], *b.shape[2:]):
-        raise ShapeError(f"diagonal_scan: the state {state.shape} must be b {b.shape} without its second axis")
-    h = halved(broadcast_to(a, b.shape), b)
-    if state is None:
-        return h
-    # The state enters as a token in front, which writes it.
-    first = concat([state[:, None], b], axis=1)
-    return halved(pad(broadcast_to(a, b.shape), ((0, 0), (1, 0), *((0, 0),) * (len(b.shape) - 2))), first)[:, 1:]
+        raise ShapeError(
+            f"diagonal_scan: the state {state.shape} must be b {b.shape} without its second axis"
+        )
+    a = broadcast_to(a, b.shape)
+    if state is not None:
+        b = concat([a[:, :1] * expand_dims(state, 1) + b[:, :1], b[:, 1:]], axis=1)
+    return halved(a, b)
 
 
 def halved(a: Like, b: Like) -> Tensor:
@@ -258,8 +262,8 @@ def selective_scan(
     fits = dt.shape == u.shape and a.shape[0] == width and b.shape == c.shape == (batch, tokens, a.shape[1])
     if not fits:
         raise ShapeError(
-            f"selective_scan: u {u.shape} and dt {dt.shape} must be (B, N, E), a {a.shape} (E, n), b {b.shape} "
-            f"and c {c.shape} (B, N, n)"
+            f"selective_scan: u {u.shape} and dt {dt.shape} must be (B, N, E), a {a.shape} (E, n), "
+            f"b {b.shape} and c {c.shape} (B, N, n)"
         )
     if chunk < 1:
         raise ValueError(f"selective_scan: chunk must be at least 1, not {chunk}")

@@ -11,9 +11,10 @@ from . import checks
 from .checks import CHECKS
 from .doors import check_variant, parametrize_with_checks, variant_checks
 from .exercise import ExerciseError, exercise
+from .kinds import CLAIMS, GRIDS, KINDS, UsageError
 from .report import CheckError, Report, Result
 from .strategies import FILLINGS, cases_for, dtypes, fillings, masks, sizes
-from .subject import CLAIMS, GRIDS, KINDS, Subject, UsageError, from_file, subject
+from .subject import Subject, from_file, subject
 
 __all__ = [
     "check_variant", "variant_checks", "parametrize_with_checks",

@@ -9,18 +9,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
 
 from minitf import ops
 from minitf.nn import Case
 
 from .checks import CHECKS
+from .kinds import UsageError, known
 from .report import CheckError, Report, Result
-from .strategies import cases_for
-from .subject import Subject, UsageError, known, subject
+from .strategies import drawn_cases, smaller_cases
+from .subject import Subject, subject
 
 # How many smaller cases are tried once one has failed.
-SHRINKING = 60
+SHRINKING = 80
+# How many cases at least a check gets that is expected to fail.
+TRIES_TO_FAIL = 10
 
 
 def check_variant(
@@ -142,60 +144,60 @@ def expected_of(one: Subject) -> dict[str, str]:
 
 
 def run_check(one: Subject, name: str, examples: int, backend: str, expected: str | None = None) -> Result:
-    """Run one check on cases that hypothesis draws, and shrink a failure to the smallest case."""
+    """Run one check on its cases until one fails, and shrink that to the smallest."""
     check: Any = CHECKS[name]
     excuse = check.excuse(one)
     if excuse:
         return Result(name, backend, "not applicable", excuse)
     count = max(1, round(examples * check.share))
-    # Every case that failed, in the order they came; hypothesis asks for some again.
-    failures: dict[Case, Exception] = {}
-    smallest: list[Case] = []
-    tries = 0
+    if expected:
+        # It need not show in the first case.
+        count = max(count, TRIES_TO_FAIL)
 
-    @settings(
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        report_multiple_bugs=False,
-        print_blob=False,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(case=cases_for(one, check.small))
-    def run(case: Case) -> None:
-        nonlocal tries
-        tries += bool(failures)
-        if case not in failures and tries <= (0 if expected else SHRINKING):
-            try:
-                check(one, case)
-            except Exception as error:
-                failures[case] = error
-        if case in failures:
-            # The last to arrive here is the smallest.
-            smallest[:] = [case]
-            raise failures[case]
+    def error_of(case: Case) -> Exception | None:
+        try:
+            check(one, case)
+        except Exception as error:
+            return error
+        return None
 
     begin = time.perf_counter()
-    try:
-        # A wrong variant may divide by zero: that is for the checks to say.
-        with np.errstate(all="ignore"), ops.kernels.use(backend):
-            run()
-    except Exception:
-        if not failures:
-            raise
+    cases = drawn_cases(one, check.size, max(examples, count), count)
+    # A wrong variant may divide by zero: that is for the checks to say.
+    with np.errstate(all="ignore"), ops.kernels.use(backend):
+        failed = next(((case, error) for case in cases if (error := error_of(case))), None)
+        if failed and not expected:
+            failed = smallest(one, *failed, error_of)
     seconds = time.perf_counter() - begin
-    if not failures:
+    if failed is None:
         if expected:
             words = f"was expected to fail ({expected}), but passes: remove it from expected_failures"
             return Result(name, backend, "failed", words, None, count, seconds)
         return Result(name, backend, "passed", "", None, count, seconds)
-    case, error = smallest[0], failures[smallest[0]]
-    said = isinstance(error, AssertionError) and str(error)
-    reason = said or f"{type(error).__name__}: {error}"
+    case, error = failed
     if expected:
         return Result(name, backend, "expected failure", expected, case, count, seconds)
+    said = isinstance(error, AssertionError) and str(error)
+    reason = said or f"{type(error).__name__}: {error}"
     return Result(name, backend, "failed", reason, case, count, seconds, snippet(one, name, case, backend))
+
+
+def smallest(
+    one: Subject, case: Case, error: Exception, error_of: Callable[[Case], Exception | None]
+) -> tuple[Case, Exception]:
+    """The smallest case near this one that fails in the same way, and its error."""
+    tries = SHRINKING
+    while True:
+        for smaller in smaller_cases(one, case):
+            if tries == 0:
+                return case, error
+            tries -= 1
+            found = error_of(smaller)
+            if type(found) is type(error):
+                case, error = smaller, found
+                break
+        else:
+            return case, error
 
 
 def snippet(one: Subject, name: str, case: Case, backend: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import importlib.util
 import inspect
@@ -14,60 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from minitf import ops
-from minitf.engine import MinitfError, Tensor
+from minitf.engine import Tensor
 from minitf.nn import Case, Module
 from minitf.registry import build, variant_class
 
-KINDS = {
-    "token_mixer": "x (B, N, D), or a grid (B, rows, columns, D), -> the same; tokens see each other",
-    "channel_mixer": "x (..., D) -> (..., D), each token on its own",
-    "block": "x (B, N, D) -> (B, N, D), mixers with a skip path",
-    "token_reducer": "x (B, N, D) -> (B, M, D), M <= N",
-    "operation": "any call that gives a tensor; `example_inputs(case)` of its class makes the inputs",
-    "position": "a position scheme: embed, rotate, bias",
-    "procedure": "what is not called on tensors: its identities alone are checked",
-    "attention_function": "f(q, k, v, mask=None), all (B, H, N, d) -> (B, H, N, d)",
-}
-# The kinds of the catalogue, as the checks see them.
-CATALOGUE_KINDS = {
-    "attention": "token_mixer",
-    "mixer": "token_mixer",
-    "ffn": "channel_mixer",
-    "norm": "channel_mixer",
-    "adapter": "channel_mixer",
-    "compress": "channel_mixer",
-    "tokens": "token_reducer",
-    "embedding": "operation",
-    "decode": "operation",
-    "model": "operation",
-}
-# What a variant may claim, or list in the properties of its card. Each turns the check of its name on.
-CLAIMS = (
-    "causal", "causal_to_rounding", "streams", "chunked", "token_wise", "row_stochastic", "batch_independent",
-    "permutation_equivariant", "permutation_equivariant_without_causal", "permutation_invariant",
-    "translation_equivariant", "norm_preserving", "key_masks", "fixed_grid",
-)  # fmt: skip
-# Claims that narrow a check instead of turning one on.
-FACTS = {
-    "causal_to_rounding": "causal up to rounding, as a Fourier transform is",
-    "key_masks": "its mask hides keys only: (B, 1, 1, N)",
-    "fixed_grid": "built for one grid of tokens; other sizes are errors",
-}
-GRIDS = ("1d", "2d", "nd", "any")
-
-
-class UsageError(MinitfError, ValueError):
-    """A call of the testing API that cannot be carried out; the message lists what there is."""
-
-
-def known(what: str, name: str, allowed: Iterable[str]) -> str:
-    """The name, if it is allowed. Raises UsageError with the closest name and all others."""
-    allowed = list(allowed)
-    if name in allowed:
-        return name
-    close = difflib.get_close_matches(str(name), allowed, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"unknown {what} {name!r}.{hint} There are: {', '.join(allowed)}")
+from .kinds import CATALOGUE_KINDS, CLAIMS, GRIDS, KINDS, UsageError, known
 
 
 @dataclass(frozen=True)
@@ -80,7 +30,7 @@ class Subject:
             options of a check; gives the layer.
         width: D where it is fixed, as for an instance.
         grid: one of `GRIDS`. card: its card, if it has one.
-        masks: whether a call takes `mask`.
+        keywords: what a call takes beside its inputs, such as mask, positions, rng.
         home: the object whose file holds the identities, or None.
         reference: what it must equal, or None.
         code: the line that imports it (or names it) and the expression that makes this subject.
@@ -94,10 +44,15 @@ class Subject:
     width: int | None
     grid: str
     card: Any
-    masks: bool
+    keywords: frozenset[str]
     home: Any
     reference: Subject | None
     code: tuple[str, str]
+
+    @property
+    def masks(self) -> bool:
+        """Whether a call takes `mask`."""
+        return "mask" in self.keywords
 
     @property
     def axis(self) -> int:
@@ -176,7 +131,7 @@ def subject(
     grid = known("grid", grid or (card.grid if card else "1d"), GRIDS)
     wanted = tuple(known("claim", claim, CLAIMS) for claim in claims)
     properties = [p for p in (card.properties if card else ()) if p in CLAIMS]
-    every = frozenset(properties) | frozenset(wanted)
+    every = frozenset(properties) | frozenset(wanted) | _implied(card, kind)
     line, expression = _code(variant)
     other_line, other_expression = _code(reference)
     options = [f"kind={kind!r}"] if card is None else []
@@ -190,7 +145,6 @@ def subject(
     if kind == "attention_function":
         if not callable(variant):
             raise UsageError(f"an attention_function is called as f(q, k, v); {variant!r} cannot be")
-        masks = "mask" in _parameters(variant)
         other = _function_reference(reference, every)
         return Subject(
             _name(variant),
@@ -201,25 +155,31 @@ def subject(
             None,
             grid,
             card,
-            masks,
+            frozenset(_parameters(variant)),
             variant,
             other,
             code,
         )
     make, accepts, width = _builder(variant, cls)
     other = None if reference is None else subject(reference, kind=kind)
-    one = Subject(_name(variant), kind, every, make, accepts, width, grid, card, False, cls, other, code)
+    one = Subject(
+        _name(variant), kind, every, make, accepts, width, grid, card, frozenset(), cls, other, code
+    )
     if cls is None:
         # What a factory makes is known once it has made one.
         layer = one.layer(Case())
         cls = type(layer) if isinstance(layer, Module) else None
-        forward = _parameters(layer.forward if cls else layer)
+        forward = _inherited(cls, "forward") if cls else _parameters(layer)
     else:
-        forward = _parameters(getattr(cls, "forward", cls))
-    masks = "mask" in forward or (kind == "block" and "options" in forward)
+        forward = _inherited(cls, "forward")
+    # A block hands its `options` on to its mixer.
+    keywords = {*forward, *(["mask"] if kind == "block" and "options" in forward else [])}
+    if kind == "token_mixer" and hasattr(cls, "example_inputs"):
+        # Its other inputs have tokens of their own.
+        one = replace(one, kind="operation")
     if kind == "operation" and card is not None and not hasattr(cls, "example_inputs"):
         one = replace(one, kind="procedure")
-    return replace(one, masks=masks, home=cls)
+    return replace(one, keywords=frozenset(keywords), home=cls)
 
 
 def from_file(path: str, name: str) -> Any:
@@ -256,6 +216,14 @@ def _card(variant: Any) -> tuple[Any, Any]:
     return getattr(cls, "card", None), cls
 
 
+def _implied(card: Any, kind: str) -> frozenset[str]:
+    """What a card claims by its fields, for the kinds where that has a meaning."""
+    if card is None or kind not in ("token_mixer", "block"):
+        return frozenset()
+    causal = card.causal and "causal_to_rounding" not in card.properties
+    return frozenset([*(["causal"] if causal else []), *(["streams"] if card.streams else [])])
+
+
 def _name(variant: Any) -> str:
     if isinstance(variant, str):
         return variant
@@ -267,6 +235,18 @@ def _parameters(f: Any) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(f).parameters)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{f!r} does not say which arguments it takes: wrap it in a function") from error
+
+
+def _inherited(cls: Any, method: str) -> dict[str, inspect.Parameter]:
+    """The arguments of a method, with those that its `**options` hand on to the class above."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in cls.__mro__:
+        if method in vars(owner) and owner is not Module:
+            here = _parameters(vars(owner)[method])
+            found = {**here, **found}
+            if not any(p.kind is p.VAR_KEYWORD for p in here.values()):
+                break
+    return found
 
 
 def _builder(variant: Any, cls: Any) -> tuple[Callable[..., Any], frozenset[str], int | None]:
@@ -288,6 +268,8 @@ def _builder(variant: Any, cls: Any) -> tuple[Callable[..., Any], frozenset[str]
             "and dtype, as far as it takes them. Wrap it: lambda dim, heads, seed: ..."
         )
     accepts = set(takes) | ({"dim", "heads", "seed", "dtype"} if rest else set())
+    if isinstance(variant, type):
+        accepts |= set(_inherited(variant, "__init__"))
     width = None if "dim" in accepts else _width(variant())
     return variant, frozenset(accepts), width
 

@@ -130,7 +130,10 @@ def study(
     half = None if progress is None else lambda share: progress(share / 2)
     rest = None if progress is None else lambda share: progress((1 + share) / 2)
     x, others = inputs[0], inputs[1:]
-    run = (lambda z: layer(z, *others)) if others else layer
+
+    def run(z: Tensor) -> Tensor:
+        return tensor_of(layer(z, *others), name)
+
     if card.kind in CHANNEL_KINDS:
         pattern, matrix, maps = "channels", channel_matrix(run, x), None
     else:
@@ -184,6 +187,14 @@ class Maker:
         else:
             inputs = (case.tokens() if self.flat else case.image(),)
         return layer, tuple(v.astype(dtype) if v.dtype.kind == "f" else v for v in inputs)
+
+
+def tensor_of(y: Any, name: str) -> Tensor:
+    """The output, or the first part of an output of several, such as tokens and their sizes."""
+    first = y[0] if isinstance(y, tuple) and y else y
+    if not isinstance(first, Tensor) or first.ndim < 3:
+        raise PlotError(f"{name} gives {type(y).__name__}, which holds no tokens (B, N, D) to look at")
+    return first
 
 
 def head_maps(layer: Any, inputs: Sequence[Tensor]) -> Array | None:

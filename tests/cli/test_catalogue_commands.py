@@ -4,15 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 import minitf
 from minitf import catalogue
 from minitf.cli import COMMANDS, main
+from minitf.commands import list as list_command
 
 RUNNER = CliRunner()
+PACKAGE = Path(minitf.__file__).parent
 
 
 def call(*args: str, code: int = 0, **options: object):  # type: ignore[no-untyped-def]
@@ -64,6 +70,9 @@ def test_list_agrees_with_the_catalogue() -> None:
         (["--streams"], dict(streams=True)),
         (["--no-causal"], dict(causal=False)),
         (["*", "--kind", "norm", "--no-streams"], dict(kind="norm", streams=False)),
+        (["--grid", "any"], dict(grid="any")),
+        (["--parity"], dict(parity=True)),
+        (["--no-parity"], dict(parity=False)),
     ],
 )
 def test_list_filters(args: list[str], expected: dict[str, object]) -> None:
@@ -74,7 +83,8 @@ def test_list_filters(args: list[str], expected: dict[str, object]) -> None:
 
 def test_list_is_plain_text_in_a_pipe() -> None:
     lines = call("list").output.splitlines()
-    assert lines[0].split() == ["name", "kind", "family", "year", "causal", "streams", "title"]
+    headings = "name kind family year causal streams grid parity title"
+    assert lines[0].split() == headings.split()
     assert len(lines) == 1 + len(catalogue.find()), "the table needs one line for each variant"
     assert "\x1b" not in "".join(lines), "there are colours in a pipe"
     assert all(line == line.rstrip() for line in lines), "lines end in spaces"
@@ -88,6 +98,61 @@ def test_list_without_a_match_says_so() -> None:
 def test_list_refuses_unknown_kinds() -> None:
     assert "attention, block, ffn" in call("list", "--kind", "atention", code=2).output
     assert "softmax" in call("list", "--family", "sofmax", code=2).output
+    assert "1d, " in call("list", "--grid", "7d", code=2).output
+
+
+@pytest.fixture
+def three_hundred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A catalogue of 300 variants, made of the first card of ours; every third was compared with torch."""
+    card = next(iter(json.loads(list_command.INDEX_FILE.read_text(encoding="utf-8")).values()))
+    cards = [
+        {
+            **card,
+            "name": f"made_up_{i}",
+            "title": f"Made up, number {i}",
+            "aliases": {},
+            "grid": f"{1 + i % 2}d",
+        }
+        for i in range(300)
+    ]
+    for i, one in enumerate(cards):
+        # As in an index that was made before cards had this.
+        one.pop("parity", None)
+        if i % 3 == 0:
+            one["parity"] = ["torch"]
+    monkeypatch.setattr(list_command, "INDEX_FILE", tmp_path / "index.json")
+    (tmp_path / "index.json").write_text(json.dumps({c["name"]: c for c in cards}), encoding="utf-8")
+    return cards
+
+
+def test_list_of_three_hundred(three_hundred: list[dict[str, Any]]) -> None:
+    assert len(call("list").output.splitlines()) == 301, "one line for each of 300 variants, and the headings"
+    rows = json.loads(call("list", "--parity", "--json").stdout)
+    assert [row["name"] for row in rows] == [c["name"] for c in three_hundred if "parity" in c]
+    assert all(row["parity"] == ["torch"] for row in rows)
+    rows = json.loads(call("list", "--no-parity", "--grid", "2d", "--json").stdout)
+    assert len(rows) == 100 and all(row["parity"] == [] and row["grid"] == "2d" for row in rows)
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 120, 200])
+def test_list_fits_the_terminal(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [[list_command.cell(v) for v in row.values()] for row in rows_of_the_table()]
+    list_command.print_fitting(cells, width)
+    lines = click.unstyle(capsys.readouterr().out).splitlines()[:-2]
+    assert len(lines) == 1 + len(cells)
+    headings = lines[0].split()
+    assert headings[:2] == ["name", "kind"] and headings[-1] == "title", "what must stay is left out"
+    assert width < 120 or "parity" in headings, "wide terminals have room for all"
+    assert width < 80 or "year" in headings, "80 columns have room for more than names and titles"
+    if width >= 60:
+        assert max(map(len, lines)) <= width, f"lines are longer than {width} columns"
+
+
+def rows_of_the_table() -> list[dict[str, Any]]:
+    return [
+        {key: bool(row[key]) if key == "parity" else row[key] for key in list_command.COLUMNS}
+        for row in catalogue.table()
+    ]
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in catalogue.find()])
@@ -170,3 +235,28 @@ def test_list_imports_little() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]", f"`minitf list` imports more than it needs: {out.splitlines()[-1]}"
+
+
+def test_list_itself_needs_no_numpy() -> None:
+    # The package as an empty shell: what its own first file imports is not the command's doing.
+    code = (
+        f"import sys, types; shell = types.ModuleType('minitf'); shell.__path__ = [{str(PACKAGE)!r}];"
+        "sys.modules['minitf'] = shell; from minitf.commands import list as module;"
+        "module.command(['--kind', 'ffn'], standalone_mode=False);"
+        "module.print_fitting([['x'] * len(module.COLUMNS)], 80);"
+        "print([m for m in ('numpy', 'rich', 'minitf.engine') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]", f"the command `list` itself imports {out.splitlines()[-1]}"
+
+
+def test_show_tells_parity_and_expected_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = catalogue.get("swiglu")
+    assert "compared with    none" in call("show", "swiglu", "--no-source").output or entry.card.parity
+    card = replace(entry.card, parity=("torch", "jax"), expected_failures={"gradients": "it rounds"})
+    monkeypatch.setattr(catalogue, "get", lambda name: replace(entry, card=card))
+    words = call("show", "swiglu", "--no-source").output
+    assert "compared with    torch, jax" in words, "`minitf show` does not say what it was compared with"
+    assert "gradients: it rounds" in words, "`minitf show` does not say which checks cannot hold"
+    about = json.loads(call("show", "swiglu", "--no-source", "--json").stdout)
+    assert about["parity"] == ["torch", "jax"] and about["expected_failures"] == {"gradients": "it rounds"}

@@ -1,20 +1,16 @@
-"""What it costs, by counting, and whether the kernels of backends compute the same."""
+"""What it costs, by counting."""
 
 from __future__ import annotations
 
 import math
 import re
 
-import numpy as np
-
-from minitf import ops
-from minitf.engine import Array, no_grad
+from minitf.engine import no_grad
 from minitf.nn import Case
-from minitf.ops.kernels import BackendError
 from minitf.profile import profile
 
 from ..subject import Subject
-from .core import CALLED, LAYERS, ROUNDING, check, difference, gradients_of, run, trainable
+from .core import LAYERS, check, run
 
 
 def growth(complexity: str, n: float) -> float:
@@ -66,37 +62,3 @@ def cost_grows_as_stated(subject: Subject, case: Case) -> None:
         f"from N={tokens[0]} to {tokens[1]} the operations grow as N^{measured:.2f}, but the card's "
         f"{subject.card.complexity!r} as N^{stated:.2f}"
     )
-
-
-def has_kernels(subject: Subject) -> str:
-    able = [name for name, module in ops.kernels.backends().items() if not module.unavailable()]
-    return "" if able else "no backend can run here"
-
-
-@check(kinds=CALLED, needs=has_kernels, share=0.1)
-def kernels(subject: Subject, case: Case) -> None:
-    """Kernels of any backend give the plain results in float64, and in float32 at most twice their error."""
-
-    def results(dtype: str, mode: str) -> list[Array]:
-        with ops.kernels.use(mode):
-            x = trainable(subject.inputs(case, dtype))
-            y = run(subject.layer(case, dtype), x)
-            return [y.data, *gradients_of(y, x)]
-
-    exact, plain = results("float64", "reference"), results("float32", "reference")
-    for name, module in ops.kernels.backends().items():
-        if module.unavailable():
-            continue
-        try:
-            fast, single = results("float64", name), results("float32", name)
-        except BackendError:
-            # This backend says why it cannot take such arguments; the plain code would run.
-            continue
-        for i, (a, b) in enumerate(zip(fast, exact)):
-            what = "the output" if i == 0 else f"the gradient of input {i - 1}"
-            error = difference(a, b)
-            assert error <= ROUNDING, f"{name}: {what} differs from the plain code by {error:.2g}"
-            error, allowed = difference(single[i], b), difference(plain[i], b)
-            # A result that the plain code happens to round perfectly still leaves the kernel a few roundings.
-            allowed = 2 * allowed + 16 * float(np.finfo("float32").eps)
-            assert error <= allowed, f"{name}: {what} in float32 is off by {error:.2g}, allowed {allowed:.2g}"

@@ -1,4 +1,4 @@
-"""Derivatives against central differences: along random directions, and one whole Jacobian."""
+"""Derivatives against central differences: along random directions, one by one, and a whole Jacobian."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 from minitf.engine import Array, GradientError, Tensor, check_grad, jacobian
 from minitf.nn import Case, Module, Parameter
 
+from ..strategies import random_mask
 from ..subject import Subject
-from .core import check, difference, run
+from .core import MIXERS, check, difference, flat, run
+
+# A strongly curved function needs a shorter step; a wrong derivative agrees with none.
+STEPS = (1e-6, 1e-7, 1e-8)
 
 
-def as_function(subject: Subject, case: Case) -> tuple[Callable[..., Tensor], list[Array]]:
-    """The call as a function of its inputs and of every parameter, and where to evaluate it."""
+def as_function(subject: Subject, case: Case) -> tuple[Callable[..., Tensor], list[Array], list[str]]:
+    """The call as a function of its inputs and of every parameter, where to evaluate it, and their names."""
     layer, x = subject.layer(case), subject.inputs(case)
     # Parameters become arguments, moved off values such as 0 and 1 where a wrong derivative can hide.
-    parameters = layer.parameters() if isinstance(layer, Module) else []
-    place = {id(p): i for i, p in enumerate(parameters)}
+    parameters = dict(layer.named_parameters()) if isinstance(layer, Module) else {}
+    place = {id(p): i for i, p in enumerate(parameters.values())}
     slots = [
         (module, key, place[id(value)])
         for module in (layer.modules() if parameters else ())
@@ -27,44 +31,73 @@ def as_function(subject: Subject, case: Case) -> tuple[Callable[..., Tensor], li
         if isinstance(value, Parameter)
     ]
     rng = case.rng()
-    arrays = [p.data + 0.1 * rng.standard_normal(p.shape) for p in parameters]
+    arrays = [p.data + 0.1 * rng.standard_normal(p.shape) for p in parameters.values()]
     # What has no derivative, such as integer positions, stays as it is.
     smooth = [i for i, v in enumerate(x) if v.dtype.kind == "f"]
+    options: dict[str, Any] = {}
+    if subject.kind in MIXERS and subject.masks and case.seed % 2:
+        b, n = x[0].shape[0], flat(subject, x[0]).shape[subject.axis]
+        mask = random_mask(rng, b, n)
+        options["mask"] = mask[:, :, :1] if "key_masks" in subject.claims else mask
 
-    def f(*args: Tensor) -> Tensor:
+    def f(*args: Any) -> Tensor:
         inputs: list[Any] = list(x)
         for i, value in zip(smooth, args):
             inputs[i] = value
         for owner, key, i in slots:
             setattr(owner, key, args[len(smooth) + i])
-        return run(layer, tuple(inputs))
+        return run(layer, tuple(inputs), **options)
 
-    return f, [*(x[i].data for i in smooth), *arrays]
+    names = [*(f"input {i}" for i in smooth), *parameters]
+    return f, [*(x[i].data for i in smooth), *arrays], names
 
 
-@check(share=0.15, small=True)
+@check(share=0.15, size="small")
 def gradients(subject: Subject, case: Case) -> None:
-    """First and second derivatives of inputs and of every parameter match central differences."""
-    f, arrays = as_function(subject, case)
-    # A strongly curved function needs a shorter step; a wrong derivative agrees with none.
-    for step in (1e-6, 1e-7, 1e-8):
+    """Derivatives match central differences: to second order of all, to first of each input and parameter."""
+    f, arrays, names = as_function(subject, case)
+    for step in STEPS:
         try:
             check_grad(f, *arrays, seed=case.seed, step=step, tolerance=1e-5)
-            return
+            break
         except GradientError as error:
             wrong = error
-    raise wrong
+    else:
+        raise wrong
+    # Each alone, so that none hides behind larger ones.
+    rng = np.random.default_rng([case.seed, 2])
+    args = [Tensor(a, requires_grad=True) for a in arrays]
+    y = f(*args)
+    c = rng.standard_normal(y.shape)
+    if y.requires_grad:
+        y.backward(c)
+    scale = max(1.0, float(np.sum(np.abs(c * y.data))))
+    for i, name in enumerate(names):
+        v = rng.standard_normal(arrays[i].shape)
+        slope = args[i].grad
+        exact = 0.0 if slope is None else float(np.sum(v * slope.data))
+        errors = []
+        for step in STEPS:
+            ends = [[*arrays[:i], arrays[i] + sign * step * v, *arrays[i + 1 :]] for sign in (1, -1)]
+            up, down = (float(np.sum(c * f(*map(Tensor, end)).data)) for end in ends)
+            numeric = (up - down) / (2 * step)
+            # Differences of values carry their rounding, divided by the step.
+            errors.append(abs(exact - numeric) / (abs(numeric) + 1e-2 * scale))
+            if errors[-1] <= 1e-5:
+                break
+        else:
+            raise AssertionError(f"the gradient of {name} alone is off by {min(errors):.2g}")
 
 
-@check(share=0.0, small=True)
+@check(share=0.0, size="small")
 def full_jacobian(subject: Subject, case: Case) -> None:
-    """At the smallest size every single derivative of the tokens matches: none can hide in a sum."""
-    case = Case(1, min(case.t, 2), 1, subject.width or 2, case.seed, w=2)
-    f, arrays = as_function(subject, case)
+    """At a small size every single derivative of the tokens matches: none can hide in a sum."""
+    case = Case(1, 3 if subject.axes == 1 else 2, 1, subject.width or 2, case.seed, w=2)
+    f, arrays, _ = as_function(subject, case)
     x, rest = arrays[0], [Tensor(a) for a in arrays[1:]]
     exact = jacobian(lambda v: f(v, *rest))(Tensor(x)).data
     errors = []
-    for step in (1e-6, 1e-7):
+    for step in STEPS[:2]:
         columns = []
         for i in range(x.size):
             shift = np.zeros(x.size)

@@ -1,4 +1,4 @@
-"""What a mask promises: hidden is hidden, an empty row gives zeros, and every shape that broadcasts is right."""
+"""What a mask promises: hidden is hidden, an empty row gives zeros, and any shape that broadcasts will do."""
 
 from __future__ import annotations
 
@@ -130,13 +130,16 @@ def padding_invariant(subject: Subject, case: Case) -> None:
         padded = window(subject, run(layer, x, mask=mask), 0, n)
         short = (*(window(subject, v, 0, n) for v in x[: subject.sequences]), *x[subject.sequences :])
         close(padded, run(layer, short), f"with {more} hidden tokens at the end the others differ")
-    # Anywhere else they still take a place, but what they hold must not matter; one example may be all hidden.
+    # Elsewhere they take a place, but what they hold must not matter. One example may be all hidden.
     hidden = case.rng().random((case.b, n)) < 0.5
     hidden[case.b - 1] |= case.b > 1 and case.seed % 2 == 0
     mask = ~hidden[:, None, None, :]
     x, other = trainable(subject.inputs(case)), rewritten(subject, case, hidden)
     y = run(layer, x, mask=mask)
-    seen, same = (np.moveaxis(flat(subject, v.data), subject.axis, 1)[~hidden] for v in (y, run(layer, other, mask=mask)))
+    seen, same = (
+        np.moveaxis(flat(subject, v.data), subject.axis, 1)[~hidden]
+        for v in (y, run(layer, other, mask=mask))
+    )
     close(same, seen, "what hidden tokens hold changes the others")
     keep = np.moveaxis((~hidden)[(...,) + (None,) * (flat(subject, y).ndim - 2)], 1, subject.axis)
     for g in gradients_of(flat(subject, y) * keep, x)[: subject.sequences]:

@@ -1,0 +1,243 @@
+"""Big Bird: blocks of queries see global blocks, their neighbours, and a few blocks drawn at random.
+
+    nb  = ceil(N / b)                                          blocks of b tokens, the last may be shorter
+    L_I = {0, nb-1} and {I-1, I, I+1} and R_I                 for query block I = 1 .. nb-2; a set, not a list
+    L_I = all blocks                                          for I = 0 and I = nb-1, the global blocks
+    R_I = r blocks, drawn from those that L_I has not yet; all of them if fewer are left
+    o_i = sum_j P_ij v_j,    P_ij = softmax over the tokens j of the blocks L_I of  q_i . k_j / sqrt(d)
+    y   = merge(o) W_o
+
+    x, y  (B, N, D)        q, k, v, o  (B, H, N, d)        R  (H, nb, r)   drawn for each head and each nb
+
+Every token reaches every other in two layers, through the global blocks.
+
+Gather form: blocks 1 .. nb-2 take the keys of their 5 + r blocks, in which a block that is listed twice
+counts once; the two global blocks take all keys.
+
+Cost: 8 N D^2 for the maps, 4 N b (5 + r) D for the blocks and 8 N b D for the global rows: linear in N.
+Source: Big Bird: Transformers for Longer Sequences, Zaheer et al., arXiv:2007.14062, 2020, section 2 and
+appendix D; the internal form (ITC), whose global tokens are those of the sequence.
+Differs from the paper: b is 16 unless given, published code has 64 for 4096 tokens. Published code draws from
+the first 1024 positions only, treats rows 1 and nb-2 apart, pads even full blocks and hides with -10000; here
+the sets above are meant as they are written. Fewer than three blocks are full attention.
+Numerics: those of softmax attention. The drawing depends on N through nb, so a sequence with hidden tokens
+behind it may see other blocks than the sequence alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from minitf import ops
+from minitf.engine import Array, ShapeError, Tensor
+from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init
+
+from .softmax import SoftmaxAttention
+
+CARD = Card(
+    name="bigbird",
+    title="Big Bird: global, window and random blocks",
+    kind="attention",
+    family="block sparse",
+    papers=(Paper("Big Bird: Transformers for Longer Sequences", "2007.14062", 2020),),
+    causal=False,
+    streams=False,
+    grid="1d",
+    complexity="8 N D^2 + 4 N b r D + 28 N b D",
+    properties=("batch_independent", "row_stochastic"),
+    basis="published code: google-research/long-range-arena models/bigbird/bigbird_attention.py",
+)
+
+
+@functools.lru_cache(maxsize=64)
+def draw(seed: int, heads: int, blocks: int, count: int) -> Array:
+    """R (H, nb, r): distinct blocks for each head and row, -1 where none is left, and in rows 0, nb-1."""
+    rng = np.random.default_rng([seed, blocks])
+    r = np.full((heads, blocks, count), -1)
+    for h in range(heads):
+        for i in range(1, blocks - 1):
+            free = np.setdiff1d(np.arange(1, blocks - 1), [i - 1, i, i + 1])
+            picked = np.sort(rng.permutation(free)[:count])
+            r[h, i, : len(picked)] = picked
+    r.setflags(write=False)
+    return r
+
+
+def block_mask(r: Array) -> Array:
+    """(H, nb, nb), True where block J is in L_I, as the equations say it. r: (H, nb, r)."""
+    heads, blocks, _ = r.shape
+    mask = np.zeros((heads, blocks, blocks), dtype=bool)
+    for h, i in np.ndindex(heads, blocks):
+        seen = {0, blocks - 1, i - 1, i, i + 1, *r[h, i]}
+        mask[h, i] = [j in seen or i in (0, blocks - 1) for j in range(blocks)]
+    return mask
+
+
+def token_mask(r: Array, block: int, n: int) -> Array:
+    """(H, N, N), True where the block of token j is in L of the block of token i."""
+    return block_mask(r).repeat(block, axis=1).repeat(block, axis=2)[:, :n, :n]
+
+
+def gathered(q: Tensor, k: Tensor, v: Tensor, r: Array, block: int, keys: Array | None = None) -> Tensor:
+    """o (B, H, N, d), touching the listed blocks only.
+
+    r: random blocks (H, nb, r), nb = ceil(N / block). keys: boolean, broadcastable to (B, H, 1, N), or None.
+    """
+    batch, heads, n, d = q.shape
+    blocks = r.shape[1]
+    if blocks < 3:
+        return ops.softmax_attention(q, k, v, mask=keys)
+    fill = blocks * block - n
+    visible = np.broadcast_to(True if keys is None else keys, (batch, heads, 1, n))
+    visible = np.pad(visible, ((0, 0), (0, 0), (0, 0), (0, fill)))
+    q, k, v = (ops.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))) for x in (q, k, v))
+    # The queries of the first and the last block, against all keys: (B, H, 2 b, d)
+    ends = ops.concat([q[:, :, :block], q[:, :, -block:]], axis=2)
+    ends = ops.softmax_attention(ends, k, v, mask=visible)
+    # L_I of the others as a list, and which entries count: (H, nb - 2, 5 + r). Near the ends, a neighbour is
+    # a global block too.
+    row = np.broadcast_to(np.arange(1, blocks - 1), (heads, blocks - 2))
+    near = [row * 0, row * 0 + blocks - 1, row - 1, row, row + 1]
+    listed = np.concatenate([np.stack(near, axis=-1), r[:, 1:-1]], axis=-1)
+    counts = listed >= 0
+    counts[:, 0, 2] = counts[:, -1, 4] = False
+    # Their keys and values: (B, H, nb - 2, (5 + r) b, d), heads and rows as one axis for the attention.
+    head = np.arange(heads)[:, None, None]
+    shape = (batch, heads * (blocks - 2), -1, d)
+    k, v = (x.reshape((batch, heads, blocks, block, d))[:, head, listed].reshape(shape) for x in (k, v))
+    seen = visible.reshape(batch, heads, blocks, block)[:, head, listed] & counts[..., None]
+    seen = seen.reshape(batch, heads * (blocks - 2), 1, -1)
+    o = ops.softmax_attention(q[:, :, block:-block].reshape((*shape[:2], block, d)), k, v, mask=seen)
+    o = o.reshape((batch, heads, -1, d))
+    return ops.concat([ends[:, :, :block], o, ends[:, :, block:]], axis=2)[:, :, :n]
+
+
+class BigBird(Module):
+    """x (B, N, D) -> (B, N, D), bidirectional.
+
+    Parameters: wq, wk, wv, wo (D, D), with biases if `bias`. Buffer: drawing, the seed of the random blocks.
+
+    Args:
+        dim: D. heads: H. block: b. random: r, blocks drawn for each query block.
+
+    Raises:
+        ValueError: heads that do not divide dim; block below 1 or random below 0.
+    """
+
+    card = CARD
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int = 4,
+        block: int = 16,
+        random: int = 3,
+        bias: bool = False,
+        seed: init.Seed = 0,
+        dtype: Any = "float32",
+    ):
+        if dim % heads:
+            raise ValueError(f"heads={heads} must divide dim={dim}")
+        if block < 1 or random < 0:
+            raise ValueError(f"block={block} must be 1 or more and random={random} 0 or more")
+        rng = init.generator(seed)
+        self.heads, self.block, self.random = heads, block, random
+        self.wq, self.wk, self.wv, self.wo = (Linear(dim, dim, bias, rng, dtype=dtype) for _ in range(4))
+        self.drawing = Buffer(np.array(rng.integers(2**31)))
+
+    def blocks(self, n: int) -> Array:
+        """R (H, nb, r) for n tokens."""
+        return draw(self.drawing.item(), self.heads, -(-n // self.block), self.random)
+
+    def forward(self, x: Tensor, *, mask: Any = None, rng: np.random.Generator | None = None) -> Tensor:
+        """Mix x (B, N, D). mask: boolean, broadcastable to (B, H, N, N); unless it only hides keys, as
+        (B, H, 1, N), all N^2 scores form."""
+        q, k, v = self._heads(x)
+        r = self.blocks(x.shape[1])
+        if mask is None or (np.ndim(mask) > 1 and np.shape(mask)[-2] == 1):
+            o = gathered(q, k, v, r, self.block, mask)
+        else:
+            allow = token_mask(r, self.block, x.shape[1])
+            o = ops.softmax_attention(q, k, v, mask=np.logical_and(mask, allow))
+        return self.wo(ops.merge_heads(o))
+
+    def weights(self, x: Tensor, *, mask: Any = None) -> Tensor:
+        """P (B, H, N, N), zero between blocks that do not see each other."""
+        q, k, _ = self._heads(x)
+        allow = token_mask(self.blocks(x.shape[1]), self.block, x.shape[1])
+        return ops.attention_weights(q, k, allow if mask is None else np.logical_and(mask, allow))
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if x.ndim != 3:
+            raise ShapeError(f"bigbird: x must be (B, N, D), not {x.shape}")
+        q, k, v = (ops.split_heads(w(x), self.heads) for w in (self.wq, self.wk, self.wv))
+        return q, k, v
+
+
+def build(case: Case, **options: Any) -> BigBird:
+    return BigBird(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
+
+
+def heads_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    rng = case.rng()
+    q, k, v = (Tensor(rng.standard_normal((case.b, case.h, case.t, case.d))) for _ in range(3))
+    return q, k, v
+
+
+def full(layer: BigBird, case: Case) -> Tensor:
+    other = SoftmaxAttention(case.dim, heads=case.h, causal=False, dtype="float64")
+    other.load_state_dict({key: value for key, value in layer.state_dict().items() if key != "drawing"})
+    return other(case.tokens())
+
+
+@identity("gathering the listed blocks equals attention under the mask, for blocks of all sizes")
+def gather_is_mask(case: Case) -> tuple[Tensor, Tensor]:
+    heads, left, right = heads_of(case), [], []
+    for block in (1, 2, 3):
+        for count in (0, 1, 3):
+            r = draw(case.seed, case.h, math.ceil(case.t / block), count)
+            left.append(gathered(*heads, r, block))
+            right.append(ops.softmax_attention(*heads, mask=token_mask(r, block, case.t)))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("the same with keys hidden at random")
+def hidden_keys(case: Case) -> tuple[Tensor, Tensor]:
+    heads, keys = heads_of(case), case.rng().random((case.b, 1, 1, case.t)) < 0.6
+    r = draw(case.seed, case.h, math.ceil(case.t / 2), 1)
+    mask = keys & token_mask(r, 2, case.t)
+    return gathered(*heads, r, 2, keys), ops.softmax_attention(*heads, mask=mask)
+
+
+@identity("as many random blocks as there are blocks: full attention")
+def all_random(case: Case) -> tuple[Tensor, Tensor]:
+    layer = build(case, block=2, random=case.t)
+    return layer(case.tokens()), full(layer, case)
+
+
+@identity("rows of the first and the last block are those of full attention, however few blocks are drawn")
+def global_rows(case: Case) -> tuple[Tensor, Tensor]:
+    layer = build(case, block=1, random=1)
+    return layer(case.tokens())[:, [0, -1]], full(layer, case)[:, [0, -1]]
+
+
+@identity("up to four blocks: full attention without any random block")
+def few_blocks(case: Case) -> tuple[Tensor, Tensor]:
+    layer = build(case, block=math.ceil(case.t / 4), random=0)
+    return layer(case.tokens()), full(layer, case)
+
+
+@identity("one token in a block, none at random: the two ends and the neighbours")
+def single_tokens(case: Case) -> tuple[Tensor, Tensor]:
+    layer = build(case, block=1, random=0)
+    i = np.arange(case.t)
+    ends = np.isin(i, [0, case.t - 1])
+    mask = ends | ends[:, None] | (np.abs(i - i[:, None]) <= 1)
+    other = SoftmaxAttention(case.dim, heads=case.h, causal=False, dtype="float64")
+    other.load_state_dict({key: value for key, value in layer.state_dict().items() if key != "drawing"})
+    return layer(case.tokens()), other(case.tokens(), mask=mask)
