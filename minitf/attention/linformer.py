@@ -5,16 +5,18 @@
     y  = merge(P v') W_o
 
     x, y  (B, N, D)      q, k, v  (B, H, N, d)      k', v'  (B, H, r, d)      P  (B, H, N, r)
-    E_k, E_v  (heads that have their own, context, r)      context: the longest N; a shorter x uses the first rows
+    E_k, E_v  (heads that have their own, context, r)      context: the longest N; fewer tokens use fewer rows
 
-Sharing: "kv" has one matrix for keys, values and all heads; "headwise" one for keys and one for values; "none"
-one of each for every head. One matrix for the whole model: give later layers `share_with`, the first one.
+Sharing: "kv" has one matrix for keys, values and all heads; "headwise" one for keys and one for values;
+"none" one of each for every head. One matrix for the whole model: give later layers the first one in
+`share_with`.
 
-Cost: 8 N D^2 for the maps and 8 N r D for summaries and attention, linear in N; context * r parameters a matrix.
+Cost: 8 N D^2 for the maps and 8 N r D for summaries and attention, linear in N. A matrix has context * r
+parameters.
 Source: Linformer: Self-Attention with Linear Complexity, Wang et al., arXiv:2006.04768, 2020, equation 7.
-Differs from the paper: r is 16 unless given, as in the published code of the Long Range Arena; the paper takes
-128 to 256 for 512 to 4096 tokens. Hidden tokens are left out of the summaries, which that code forgets. The
-sharing modes and the paper's r come from memory, not from code.
+Differs from the paper: r is 16 unless given, as in the published code of the Long Range Arena; the paper
+takes 128 to 256 for 512 to 4096 tokens. Hidden tokens are left out of the summaries, which that code forgets.
+The sharing modes and the paper's r come from memory, not from code.
 Numerics: those of softmax attention. It cannot be causal: every summary mixes all positions.
 """
 
@@ -66,10 +68,11 @@ class Linformer(Module):
 
     Args:
         dim: D. heads: H. rank: r. context: the longest N. sharing: one of `SHARING`.
-        share_with: a layer whose matrices are used, instead of new ones; rank, context and sharing are its own.
+        share_with: a layer whose matrices are used; `rank`, `context` and `sharing` then say nothing.
 
     Raises:
-        ValueError: heads that do not divide dim; rank or context below 1; an unknown way to share.
+        ValueError: heads that do not divide dim; rank or context below 1; an unknown way to share;
+            matrices of another number of heads.
     """
 
     card = CARD
@@ -96,17 +99,20 @@ class Linformer(Module):
         rng = init.generator(seed)
         self.heads = heads
         self.wq, self.wk, self.wv, self.wo = (Linear(dim, dim, bias, rng, dtype=dtype) for _ in range(4))
-        if share_with is not None:
-            self.ek, self.ev = share_with.ek, share_with.ev
-            return
+        own = heads if sharing == "none" else 1
 
         def matrix() -> Parameter:
             each = [init.xavier_uniform(rng, (context, rank), dtype=dtype) for _ in range(own)]
             return Parameter(np.stack(each))
 
-        own = heads if sharing == "none" else 1
-        self.ek = matrix()
-        self.ev = None if sharing == "kv" else matrix()
+        self.ek: Parameter = matrix() if share_with is None else share_with.ek
+        self.ev: Parameter | None = None
+        if share_with is not None:
+            self.ev = share_with.ev
+        elif sharing != "kv":
+            self.ev = matrix()
+        if self.ek.shape[0] not in (1, heads):
+            raise ValueError(f"share_with has matrices for {self.ek.shape[0]} heads, not for {heads}")
 
     def forward(self, x: Tensor, *, mask: Any = None, rng: np.random.Generator | None = None) -> Tensor:
         """Mix x (B, N, D). mask: boolean (B, 1, 1, N), True = visible; hidden tokens enter no summary."""
@@ -150,7 +156,10 @@ def written_out(case: Case) -> tuple[Tensor, Any]:
     e = case.rng().standard_normal((2, case.h, case.t + 1, 3))
     o = np.zeros(q.shape)
     for b, h, i in np.ndindex(*q.shape[:3]):
-        k2, v2 = (sum(np.outer(m[h, j], x.data[b, h, j]) for j in range(case.t)) for m, x in zip(e, (k, v)))
+        k2, v2 = np.zeros((3, case.d)), np.zeros((3, case.d))
+        for j, m in np.ndindex(case.t, 3):
+            k2[m] += e[0, h, j, m] * k.data[b, h, j]
+            v2[m] += e[1, h, j, m] * v.data[b, h, j]
         p = np.exp([q.data[b, h, i] @ k2[m] / math.sqrt(case.d) for m in range(3)])
         o[b, h, i] = sum(p[m] / p.sum() * v2[m] for m in range(3))
     return attend(q, k, v, Tensor(e[0]), Tensor(e[1])), o

@@ -15,13 +15,13 @@ from .module import Buffer, Module, Parameter
 class BatchNorm(Module):
     """(x - mean) / sqrt(variance + eps) * weight + bias, for every channel of (B, *grid, D).
 
-    In training mode mean and variance are those of the batch (over all axes but the last), and the running ones
-    move towards them; in eval mode the running ones are used, so that it is a fixed affine map.
+    In training mode mean and variance are those of the batch (over all axes but the last), and the running
+    ones move towards them; in eval mode the running ones are used, so that it is a fixed affine map.
 
     Parameters: weight (D,) of ones, or `gain`; bias (D,), zero. Buffers: mean (D,), variance (D,).
 
-    Source: Batch Normalization, Ioffe and Szegedy, arXiv:1502.03167, 2015. The running variance is the unbiased
-    one, as in common libraries.
+    Source: Batch Normalization, Ioffe and Szegedy, arXiv:1502.03167, 2015. The running variance is the
+    unbiased one, as in common libraries.
     """
 
     def __init__(

@@ -198,3 +198,57 @@ class UnseededParameter(SoftmaxAttention):
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         return super().forward(x, **options) + self.shift
+
+
+class OneDerivativeOff(SoftmaxAttention):
+    """One entry of the Jacobian is off: the last feature of the second output by the first input."""
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        y, n = super().forward(x, **options), x.shape[1]
+        if n < 2:
+            return y
+        zero = 0.02 * (x[:, :1, :1] - stop_gradient(x[:, :1, :1]))
+        last = ops.concat([y[:, 1:2, :-1], y[:, 1:2, -1:] + zero], axis=2)
+        return ops.concat([y[:, :1], last, y[:, 2:]], axis=1)
+
+
+class RightRotary(SoftmaxAttention):
+    """Rotary positions as they should be: what the next is compared with."""
+
+    def __init__(self, dim: int, *, heads: int = 1, seed: Any = 0, dtype: Any = "float32"):
+        super().__init__(dim, heads=heads, position=RoPE(), seed=seed, dtype=dtype)
+
+
+class RotatesTheWrongPairs(SoftmaxAttention):
+    """Pairs features j and j + d/2 in a layer whose weights were made for 2j and 2j + 1."""
+
+    right = RightRotary
+
+    def __init__(self, dim: int, *, heads: int = 1, seed: Any = 0, dtype: Any = "float32"):
+        super().__init__(dim, heads=heads, position=RoPE(interleaved=False), seed=seed, dtype=dtype)
+
+
+class SharesAWeight(SoftmaxAttention):
+    """Keys are made by the weight of the queries."""
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        self.wk = self.wq
+        return super().forward(x, **options)
+
+
+class RightGroups(SoftmaxAttention):
+    """Two query heads for each key head, as they should be."""
+
+    def __init__(self, dim: int, *, heads: int = 1, seed: Any = 0, dtype: Any = "float32"):
+        super().__init__(dim, heads=heads, kv_heads=max(1, heads // 2), seed=seed, dtype=dtype)
+
+
+class GroupsHeadsTheOtherWay(RightGroups):
+    """Query head h uses key head h mod Hkv instead of h // 2."""
+
+    right = RightGroups
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        q, k, v, _ = self._heads(x, None, None)
+        k, v = (ops.tile(a, (1, self.heads // self.kv_heads, 1, 1)) for a in (k, v))
+        return self.wo(ops.merge_heads(ops.softmax_attention(q, k, v, causal=True)))

@@ -1,6 +1,6 @@
 """A right recurrence with a state, in chunks and by steps, and versions of it that are each wrong in one way.
 
-    S_t = r S_{t-1} + k_t^T v_t,   o_t = q_t S_t,   y = (norm(o) * silu(z)) W_o        0 < r < 1 for each head
+S_t = r S_{t-1} + k_t^T v_t,   o_t = q_t S_t,   y = (norm(o) * silu(z)) W_o        0 < r < 1 for each head
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ class RightMemory(Module):
     """x (B, N, D) -> (B, N, D), right: what the others change."""
 
     def __init__(
-        self, dim: int, *, heads: int = 1, chunk: int = 4, dropout: float = 0.0, seed: Any = 0, dtype: Any = "float32"
+        self,
+        dim: int,
+        *,
+        heads: int = 1,
+        chunk: int = 4,
+        dropout: float = 0.0,
+        seed: Any = 0,
+        dtype: Any = "float32",
     ):
         rng = init.generator(seed)
         self.heads, self.chunk = heads, chunk

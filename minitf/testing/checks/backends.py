@@ -13,9 +13,10 @@ from minitf.engine import Array
 from minitf.nn import Case, Module
 from minitf.ops.kernels import BackendError
 
+from ..strategies import hiding_row
 from ..subject import Subject
 from .contract import views
-from .core import CALLED, ROUNDING, check, difference, gradients_of, run, trainable
+from .core import CALLED, ROUNDING, check, difference, flat, gradients_of, run, trainable
 
 
 @contextmanager
@@ -47,8 +48,13 @@ def has_kernels(subject: Subject) -> str:
     return "" if able else "no backend can run here"
 
 
-def results(subject: Subject, case: Case, dtype: str, mode: str, device: str = "cpu") -> dict[str, Array]:
+def results(subject: Subject, case: Case, dtype: str, mode: str) -> dict[str, Array]:
     """The output and every gradient, by name. Another call comes before the backward."""
+    options: dict[str, Any] = {}
+    if subject.masks and case.seed % 3:
+        n = flat(subject, subject.inputs(case)[0]).shape[subject.axis]
+        mask = hiding_row(case, n)[0]
+        options["mask"] = mask[:, :, :1] if "key_masks" in subject.claims else mask
     with ops.kernels.use(mode), poisoned():
         layer = subject.layer(case, dtype)
         x = trainable(subject.inputs(case, dtype))
@@ -56,9 +62,7 @@ def results(subject: Subject, case: Case, dtype: str, mode: str, device: str = "
             # Kernels are also handed views.
             which = case.seed // 2 % 3
             x = tuple(type(v)(views(v.data)[which][1], v.requires_grad) if v.ndim else v for v in x)
-        if device != "cpu":
-            x, layer = tuple(v.to(device) for v in x), layer.to(device) if hasattr(layer, "to") else layer
-        y = run(layer, x)
+        y = run(layer, x, **options)
         run(layer, tuple(v * -0.5 if v.dtype.kind == "f" else v for v in x))
         found = {"the output": y.numpy()}
         for i, g in enumerate(gradients_of(y, x)):
