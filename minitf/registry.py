@@ -26,6 +26,8 @@ ACCEPTS: dict[str, tuple[type, ...]] = {
     "None": (type(None),),
 }
 DTYPES = ("float16", "float32", "float64")
+# Options that are numbers of channels, heads or tokens wherever they occur.
+SIZES = ("kv_heads", "head_dim", "hidden", "context_dim", "chunk", "rank")
 
 
 class UnknownVariantError(MinitfError, LookupError):
@@ -148,8 +150,13 @@ def check_option(name: str, key: str, value: Any, annotation: Any) -> None:
             raise OptionError(
                 f"{name}: {key} must be {' or '.join(kinds)}, not {value!r} ({type(value).__name__})"
             )
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if key == "heads" and value is not None and not is_count(value):
         raise RangeError(f"{name}: heads must be a positive integer, not {value!r}")
+    if key in SIZES and number and value < 1:
+        raise RangeError(f"{name}: {key} must be at least 1, not {value!r}")
+    if number and value != value:
+        raise RangeError(f"{name}: {key} must be a number, not NaN")
     if key == "seed" and not (isinstance(value, np.random.Generator) or value == 0 or is_count(value)):
         raise RangeError(f"{name}: seed must be 0 or more, or a numpy Generator, not {value!r}")
     if key == "dtype":

@@ -9,8 +9,8 @@
     zeta >= 1, gamma <= 0  the stretch upwards and downwards
 
 A weight p_ij <= -gamma / (zeta - gamma) becomes exactly 0, one of at least (1 - gamma) / (zeta - gamma)
-exactly 1. A head that wants to do nothing can do so with small scores; with a plain softmax the scores, and the
-activations behind them, grow without end to come close to 0. No gradient passes where the clip holds.
+exactly 1. A head that wants to do nothing can do so with small scores; with a plain softmax the scores, and
+the activations behind them, grow without end to come close to 0. No gradient passes where the clip holds.
 
 Cost: 8 N D^2 for the maps and 4 N^2 D for the heads, and three operations more for each weight.
 Source: Quantizable Transformers: Removing Outliers by Helping Attention Heads Do Nothing, Bondarenko et al.,

@@ -1,4 +1,4 @@
-"""Contextual position encoding: the distance to a key is the number of keys in between that a gate lets count.
+"""Contextual position encoding: how far a key is, is how many keys from there on a gate lets count.
 
     l_ij = q_i . k_j / sqrt(d)                          for j <= i, hidden otherwise
     g_ij = sigmoid(l_ij)                                0 where hidden
@@ -19,8 +19,8 @@ Source: Contextual Position Encoding: Learning to Count What's Important, Golovn
 2024, equations 3 to 5.
 Differs from the paper: nothing that its listing says. UNSURE whether the gates see the scores before or after
 the division by sqrt(d), which the listing leaves to its caller: after it, here.
-Numerics: p passes a gradient through w only, z[ceil p] - z[floor p]; none where p is cut off at P - 1. A query
-that sees nothing gives zeros.
+Numerics: p passes a gradient through w only, z[ceil p] - z[floor p]; none where p is cut off at P - 1. A
+query that sees nothing gives zeros.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class CoPE(Module):
         self.e = Parameter(np.zeros((npos, dim // heads), dtype=dtype))
 
     def forward(self, x: Tensor, *, mask: Any = None, rng: np.random.Generator | None = None) -> Tensor:
-        """Mix x (B, N, D). mask: boolean, broadcastable to (B, H, N, N), True = visible; the rest never counts."""
+        """Mix x (B, N, D). mask: boolean, broadcastable to (B, H, N, N), True = visible; others count 0."""
         q, k, v = self._heads(x)
         return self.wo(ops.merge_heads(ops.softmax(scores(q, k, self.e, mask), axis=-1) @ v))
 

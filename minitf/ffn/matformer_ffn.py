@@ -5,8 +5,8 @@
 
     x, y  (..., D)        W1, Wg  (D, F)        b1  (F,)        W2  (F, D)        b2  (D,)
 
-Widths m are F/8, F/4, F/2 and F, with F = 4 D. b2 is shared and added once at every width. Attention, norms and
-embeddings of a model are shared too.
+Widths m are F/8, F/4, F/2 and F, with F = 4 D. b2 is shared and added once at every width. Attention, norms
+and embeddings of a model are shared too.
 
 Joint training: every step runs the whole model once for each width and sums the losses (`joint_loss`).
 Sampled training: every step draws one width (`sampled_width`).
@@ -16,8 +16,8 @@ Cost: 4 N D m operations at width m, 6 N D m gated; parameters as one network of
 Source: MatFormer: Nested Transformer for Elastic Inference, Devvrit et al., arXiv:2310.07707, 2023.
 Differs from the paper: the published language code needs biases; here they are an option. UNSURE: the
 probabilities with which the paper samples widths; we draw them uniformly. UNSURE: the exact rule for
-Mix'n'Match; the paper advises widths that do not fall with depth and change little, we step through the widths
-evenly.
+Mix'n'Match; the paper advises widths that do not fall with depth and change little, we step through the
+widths evenly.
 Numerics: losses are summed, not averaged, as in the published code: a learning rate acts as if it were about
 as many times larger as there are widths.
 """
@@ -205,7 +205,7 @@ def cut_out(case: Case) -> tuple[Tensor, Tensor]:
 
 
 @identity(
-    "the loss at width m gives no gradient to later neurons; joint training gives each the sum of its widths"
+    "joint training gives each neuron the summed gradients of the widths that have it, others give it 0"
 )
 def joint_gradients(case: Case) -> tuple[Any, Any]:
     layer, x = build(case), case.tokens()
@@ -221,12 +221,10 @@ def joint_gradients(case: Case) -> tuple[Any, Any]:
     for m in layer.widths:
         small = layer.extract(m)
         (small(x) * c).sum().backward()
-        f = 4 * case.dim
         # The gradients of the small network, zeros for the neurons that it does not have.
-        one = [
-            np.pad(p.grad.data, [(0, f - m if n == m and n < f else 0) for n in p.shape])
-            for p in (small.w1.weight, small.w1.bias, small.w2.weight)
-        ]
+        rest = (0, 4 * case.dim - m)
+        w1, b1, w2 = small.w1.weight.grad.data, small.w1.bias.grad.data, small.w2.weight.grad.data
+        one = [np.pad(w1, [(0, 0), rest]), np.pad(b1, [rest]), np.pad(w2, [rest, (0, 0)])]
         total = [a + b for a, b in zip(total, [*one, small.w2.bias.grad.data])]
     return np.concatenate([g.reshape(-1) for g in joint]), np.concatenate([np.ravel(g) for g in total])
 

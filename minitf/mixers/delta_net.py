@@ -10,9 +10,9 @@
     x, y  (B, N, D)        q, k  (B, H, N, dk)        v, u, o  (B, H, N, dv)        beta  (B, H, N, 1)
     S  (B, H, dk, dv)      conv: causal, each channel alone, over W = 4 tokens
 
-The same as S_t = (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t: a step that turns and shrinks S along k_t.
-With `negative`, beta is doubled, so that 1 - beta, an eigenvalue of this step, may be negative. With `gate`, the
-output of the norm is multiplied by silu(x W_g).
+The same as S_t = (I - beta_t k_t^T k_t) S_{t-1} + beta_t k_t^T v_t: a step shrinks S along k_t.
+With `negative`, beta is doubled, so that 1 - beta, an eigenvalue of this step, may be negative. With `gate`,
+the output of the norm is multiplied by silu(x W_g).
 
 Cost: 8 N D^2 for the maps, and in chunks of C tokens 8 N H C dk + 4 N H C dv + 10 N H dk dv: linear in N.
 Source: Parallelizing Linear Transformers with the Delta Rule over Sequence Length, Yang et al.,
@@ -232,7 +232,8 @@ def writes_that_change_nothing(case: Case) -> tuple[Tensor, Tensor]:
     q, k, v, beta = heads_of(case)
     state = ops.delta_rule(q, k, v, beta * 0.0 + 1.0)[1]
     idle = ops.delta_rule(q, k, v, beta * 0.0, state=state)[1]
-    again = recurrent(*(a[:, :, -1:] for a in (q, k, v, beta * 0.0 + 1.0)), state=state)[1]
+    last = [a[:, :, -1:] for a in (q, k, v, beta * 0.0 + 1.0)]
+    again = recurrent(last[0], last[1], last[2], last[3], state)[1]
     return ops.stack([idle, again]), ops.stack([state, state])
 
 

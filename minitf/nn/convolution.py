@@ -14,7 +14,7 @@ from .module import Module, Parameter
 
 
 class ShortConv(Module):
-    """y_t = b + sum_j w_j * x_{t - W + 1 + j}, j = 0 .. W-1, elementwise; what was before the first token is 0.
+    """y_t = b + sum_j w_j * x_{t - W + 1 + j}, j = 0 .. W-1, elementwise; before the first token x is 0.
 
     Parameters: weight (W, 1, C), uniform in +-1/sqrt(W), whose last row acts on the token itself; bias (C,),
     zero, or None. No activation.
@@ -39,7 +39,7 @@ class ShortConv(Module):
         return ops.zeros((batch, self.weight.shape[0] - 1, self.weight.shape[2]), dtype=self.weight.dtype)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, N, C) after the inputs in `state` -> y (B, N, C), and the last W - 1 inputs, the new state."""
+        """x (B, N, C) after those in `state` -> y (B, N, C), and the new state: the last W - 1 inputs."""
         x = ops.concat([self.start(x.shape[0]) if state is None else state, x], axis=1)
         y = ops.conv1d(x, self.weight, self.bias, groups=x.shape[2])
         return y, x[:, x.shape[1] - self.weight.shape[0] + 1 :]

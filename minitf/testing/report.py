@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from minitf.engine import MinitfError
@@ -103,3 +104,78 @@ class CheckError(MinitfError, AssertionError):
     def __init__(self, report: Report):
         super().__init__(str(report))
         self.report = report
+
+
+# How a status looks in a table of many variants.
+MARKS = {"passed": "\N{CHECK MARK}", "failed": "\N{BALLOT X}", "expected failure": "x", "not applicable": "-"}
+
+
+class Reports(list[Report]):
+    """The reports of several variants: a table of variants by checks, and the reasons below it."""
+
+    @property
+    def failed(self) -> list[Report]:
+        """Those with a check that failed unexpectedly."""
+        return [report for report in self if report.failed]
+
+    @property
+    def checks(self) -> list[str]:
+        """The names of all checks, in their order, with the backend where there are several."""
+        mixed = len({r.backend for report in self for r in report}) > 1
+        return list(dict.fromkeys(_column(r, mixed) for report in self for r in report))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Variant, one mark for each check, seconds."""
+        checks, rows = self.checks, []
+        for report in self:
+            marks = {_column(r, f"{r.check} [{r.backend}]" in checks): MARKS[r.status] for r in report}
+            rows.append((report.name, *(marks.get(name, "") for name in checks), f"{report.seconds:.1f}"))
+        return rows
+
+    def headings(self) -> tuple[str, ...]:
+        """Of `rows`: the checks by number, as `legend` explains them."""
+        return ("variant", *(str(i) for i in range(1, len(self.checks) + 1)), "s")
+
+    def legend(self) -> list[str]:
+        """What the numbers and marks stand for."""
+        marks = "  ".join(f"{mark} {status}" for status, mark in MARKS.items())
+        return [marks, *(f"{i:>3} {name}" for i, name in enumerate(self.checks, 1))]
+
+    def reasons(self) -> list[str]:
+        """One line for each expected failure and each failure."""
+        return [
+            f"{MARKS[r.status]} {report.name} {r.check}: {r.reason}" + (f" for {r.case}" if r.case else "")
+            for report in self
+            for r in report
+            if r.status in ("failed", "expected failure")
+        ]
+
+    def summary(self) -> str:
+        """One sentence that counts."""
+        counts = [(status, sum(r.status == status for report in self for r in report)) for status in STATUSES]
+        words = ", ".join(f"{n} {status}" for status, n in counts if n)
+        return f"{len(self)} variants: {words or 'no checks'} in {sum(r.seconds for r in self):.0f} s"
+
+    def __str__(self) -> str:
+        rows = [self.headings(), *self.rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+        return "\n".join([self.summary(), *lines, "", *self.legend(), "", *self.reasons()]).rstrip()
+
+    def _repr_html_(self) -> str:
+        def cells(tag: str, row: Sequence[str]) -> str:
+            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+        head = cells("th", ("variant", *self.checks, "s"))
+        body = "".join(cells("td", row) for row in self.rows())
+        reasons = "".join(f"<li>{html.escape(line)}</li>" for line in self.reasons())
+        return f"<p>{html.escape(self.summary())}</p><table>{head}{body}</table><ul>{reasons}</ul>"
+
+    def to_json(self) -> str:
+        """An object that says whether nothing failed, with the object of each report."""
+        reports = [json.loads(report.to_json()) for report in self]
+        return json.dumps({"ok": not self.failed, "reports": reports}, indent=2)
+
+
+def _column(result: Result, mixed: bool) -> str:
+    return f"{result.check} [{result.backend}]" if mixed else result.check

@@ -15,12 +15,12 @@ def test_a_head_counts_marks() -> None:
     layer = CoPE(2, heads=1, npos=8, dtype="float64")
     layer.wq.weight.data = np.array([[1.0, 1.0], [0.0, 0.0]])
     layer.wk.weight.data = np.array([[-60.0, 0.0], [120.0, 0.0]])
-    # The query is (1, 1): z[n] = e[n, 0] + e[n, 1], high at position 2 only; -k is known to l_ij as well.
+    # The query is (1, 1), so z[n] = e[n, 0] + e[n, 1] is high at position 2 only.
     layer.e.data[2, 1] = 500.0
     marks = np.array([0, 1, 0, 0, 1, 0, 1, 0, 0])
     x = np.stack([np.ones(9), marks], axis=-1)[None]
     row = layer.weights(mt.tensor(x)).data[0, 0, -1]
-    # The second mark from the end, and what lies before it up to the third, are at position 2; the mark wins.
+    # Keys after the third mark from the end, up to the second, are at position 2; of them the mark wins.
     assert np.argmax(row) == 4 and row[4] >= 0.99, f"the second last mark should be found: {row}"
 
 
@@ -54,9 +54,7 @@ def test_hidden_keys_do_not_count() -> None:
     seen = np.array([1, 0, 1, 1, 0, 1], dtype=bool)
     with_hidden = layer(x, mask=seen[None, None, None]).data[:, seen]
     error = np.max(np.abs(with_hidden - layer(x[:, seen]).data))
-    assert error <= 1e-12, (
-        f"hidden keys must neither be seen nor counted, but the others differ by {error:.2g}"
-    )
+    assert error <= 1e-12, f"hidden keys must neither be seen nor counted: {error:.2g}"
 
 
 def test_errors_say_what_to_do() -> None:

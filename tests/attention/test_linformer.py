@@ -12,8 +12,9 @@ from minitf.testing import check_variant
 
 @pytest.mark.parametrize("sharing", SHARING)
 def test_every_way_to_share_passes_the_checks(sharing: str) -> None:
-    def make(dim: int, heads: int, seed: int, dtype: str) -> Linformer:
-        return Linformer(dim, heads=heads, seed=seed, dtype=dtype, sharing=sharing, rank=3, context=64)
+    def make(dim: int, heads: int, seed: int, dtype: str, context: int) -> Linformer:
+        options = {"sharing": sharing, "rank": 3, "context": context}
+        return Linformer(dim, heads=heads, seed=seed, dtype=dtype, **options)
 
     checks = ["gradients", "padding_invariant", "batch_independent", "finite", "state_dict_round_trip"]
     check_variant(make, kind="token_mixer", claims=("key_masks",), checks=checks, examples=5)

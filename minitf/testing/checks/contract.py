@@ -71,7 +71,13 @@ def inputs_not_modified(subject: Subject, case: Case) -> None:
     layer, x = subject.layer(case), trainable(subject.inputs(case))
     before = [v.data.copy() for v in x]
     state = layer.state_dict() if isinstance(layer, Module) else {}
-    y = run(layer, x)
+    options = everything_visible(subject, x)
+    for mask in options.values():
+        mask[...] = case.rng().random(mask.shape) < 0.6
+    kept = {key: mask.copy() for key, mask in options.items()}
+    y = run(layer, x, **options)
+    for key, mask in kept.items():
+        assert np.array_equal(options[key], mask), f"forward changed the {key}"
     for i, (v, old) in enumerate(zip(x, before)):
         assert np.array_equal(v.data, old), f"forward changed input {i}"
     gradients_of(y, x)
