@@ -10,8 +10,20 @@ from typing import Any
 
 import click
 
+from minitf.ops.kernels import use
 from minitf.registry import index
-from minitf.testing import CHECKS, CLAIMS, GRIDS, KINDS, Report, Reports, Result, check_variant, from_file
+from minitf.testing import (
+    CHECKS,
+    CLAIMS,
+    GRIDS,
+    KINDS,
+    Report,
+    Reports,
+    Result,
+    check_variant,
+    from_file,
+    known,
+)
 
 from .output import on_terminal, print_table, say
 
@@ -126,8 +138,12 @@ def one(name: str, options: dict[str, Any], as_json: bool) -> bool:
 
 def many(names: tuple[str, ...], options: dict[str, Any], jobs: int, as_json: bool) -> bool:
     """Check several variants and show them as a table. Whether nothing failed."""
-    # Raises for a wrong option once, and not in every variant.
-    check_variant("nope", **{**options, "kind": None, "reference": None, "examples": 1})
+    # A wrong option is told once, and not in every variant.
+    for check in (*(options["checks"] or ()), *options["expected_failures"]):
+        known("check", check, CHECKS)
+    for backend in options["backends"]:
+        with use(backend):
+            pass
     found = []
     with watched(len(names), as_json) as seen:
         for report in run_all(names, options, jobs):

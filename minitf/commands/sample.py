@@ -104,8 +104,8 @@ def load_tokenizer(folder: Path) -> Any:
         return tokenizer_from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(
-            f"{path} is missing, so the model's tokens are no text: only runs of `minitf train` on a text have "
-            "one, not those on tasks such as copy and mqar"
+            f"{path} is missing, so the model's tokens are no text: only runs of `minitf train` on a text "
+            "have one, not those on tasks such as copy and mqar"
         ) from error
     except OSError as error:
         raise FileError(f"cannot read {path}: {reason(error)}") from error

@@ -23,9 +23,9 @@ MODEL_OPTIONS: dict[str, tuple[Any, str]] = {
     "attention": (str, "Token mixer, by its name in the catalogue.  [default: softmax]"),
     "ffn": (str, "Channel mixer.  [default: swiglu]"),
     "norm": (str, "Norm.  [default: rmsnorm]"),
-    "position": (str, "Position scheme.  [default: rope if the mixer takes one, else learned]"),
-    "block": (str, "Layout of the blocks.  [default: pre]"),
-    "dropout": (float, "Rate of dropout.  [default: 0]"),
+    "position": (str, "Position scheme; learned is the default of mixers that take no rope."),
+    "block": (str, "Layout of the blocks."),
+    "dropout": (float, "Rate of dropout."),
 }
 TRAINING_OPTIONS: dict[str, tuple[Any, str]] = {
     "steps": (int, "Updates of the parameters."),

@@ -182,8 +182,8 @@ def make_co2(run: Run) -> None:
             }
         errors = {name: standardised_error(past, future, f) for name, f in forecasts.items()}
         words = (
-            f"squared error {errors['squared_error']:.4f} in standardised units on the last fifth of the series"
-            f" (seasonal naive {errors['seasonal_naive']:.4f}, linear map {errors['linear_map']:.4f})"
+            f"squared error {errors['squared_error']:.4f} in standardised units on the last fifth of the "
+            f"series (seasonal naive {errors['seasonal_naive']:.4f}, linear map {errors['linear_map']:.4f})"
         )
         return Result(words, {**errors})
 

@@ -10,15 +10,15 @@ If the scores are normal, k of them lie above theta on average. Entries that are
 and the count d. With k at least the number of valid entries s is returned as it is. In the form for attention
 the largest entry always stays, so that no row is lost, and all entries of a constant row do.
 
-Gradients flow through theta. With `smooth` = delta the corner of max(t, 0) becomes t^2 / (2 delta) up to delta
-and t - delta/2 from there, once continuously differentiable.
+Gradients flow through theta. With `smooth` = delta the corner of max(t, 0) becomes t^2 / (2 delta) up to
+delta and t - delta/2 from there, once continuously differentiable.
 
 Cost: 8 N d operations, no sorting. No parameters.
 Source: Spark Transformer: Reactivating Sparsity in FFN and Attention, arXiv:2506.06644, 2025.
 Differs from the paper: written from two summaries, and from the gate of Gemma 3n. UNSURE: whether the paper
 divides by d or d - 1 in sd; we divide by d as the released gate does. UNSURE: the paper's delta; 0 is none.
-Numerics: the largest score is subtracted first, which changes nothing by the equations and makes constant rows
-exact. Heavy tails keep fewer than k.
+Numerics: the largest score is subtracted first, which changes nothing by the equations and makes constant
+rows exact. Heavy tails keep fewer than k.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CARD = Card(
 
 
 def quantile(share: Any) -> Array:
-    """Q(share), the inverse of the standard normal distribution function, for shares in (0, 1) of any shape."""
+    """Q(share), the inverse of the normal distribution function, for shares in (0, 1) of any shape."""
     return np.vectorize(NormalDist().inv_cdf, otypes=["float64"])(share)
 
 
@@ -100,8 +100,7 @@ def statistical_topk(
 
 def huber(t: Tensor, delta: float) -> Tensor:
     """0 below 0, t^2 / (2 delta) up to delta, then t - delta / 2."""
-    near = ops.clip(t, 0.0, delta)
-    return ops.square(near) / (2.0 * delta) + (ops.maximum(t, delta) - delta)
+    return ops.where(t < delta, ops.square(ops.relu(t)) / (2.0 * delta), t - 0.5 * delta)
 
 
 class StatisticalTopK(Module):
@@ -245,8 +244,8 @@ def smoothed(case: Case) -> tuple[Tensor, Any]:
 
 
 @identity(
-    "d = 4096 normal scores, k = 328: the count over 200 rows is 328 on average; its deviation is about 12, so "
-    "the mean is within 6 * 12 / sqrt(200) = 5.1, 1.6 % of it",
+    "d = 4096 normal scores, k = 328: the count is 328 on average, with a deviation of about 12, so the mean "
+    "over 200 rows is within 6 * 12 / sqrt(200) = 5.1, 1.6 % of it",
     tolerance=0.016,
 )
 def count_of_normal_scores(case: Case) -> tuple[Any, Any]:

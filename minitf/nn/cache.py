@@ -53,3 +53,7 @@ class KVCache:
         keys[:, :, start:stop], values[:, :, start:stop] = k, v
         written[0] = stop
         return KVCache(keys, values, stop, written)
+
+    def truncate(self, length: int) -> KVCache:
+        """The cache of the first `length` tokens."""
+        return KVCache(self.keys, self.values, min(length, self.length), self.written)

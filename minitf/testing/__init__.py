@@ -11,7 +11,7 @@ from . import checks
 from .checks import CHECKS
 from .doors import check_variant, parametrize_with_checks, variant_checks
 from .exercise import ExerciseError, exercise
-from .kinds import CLAIMS, GRIDS, KINDS, UsageError
+from .kinds import CLAIMS, GRIDS, KINDS, UsageError, known
 from .report import CheckError, Report, Reports, Result
 from .strategies import FILLINGS, cases_for, dtypes, fillings, masks, sizes
 from .subject import Subject, from_file, subject
@@ -20,7 +20,7 @@ __all__ = [
     "check_variant", "variant_checks", "parametrize_with_checks",
     "CHECKS", "CLAIMS", "GRIDS", "KINDS", "Case", "CheckError", "Report", "Reports", "Result", "Subject",
     "UsageError",
-    "checks", "from_file", "subject",
+    "checks", "from_file", "known", "subject",
     "FILLINGS", "cases_for", "dtypes", "fillings", "masks", "sizes",
     "ExerciseError", "exercise",
 ]  # fmt: skip

@@ -19,6 +19,9 @@ from .report import CheckError, Report, Result
 from .strategies import drawn_cases, smaller_cases
 from .subject import Subject, subject
 
+# What holds where a call does not say: 100 examples, plain code. The pytest plugin changes DEFAULTS.
+PROFILE: dict[str, Any] = {"examples": 100, "backends": ("reference",)}
+DEFAULTS = dict(PROFILE)
 # How many smaller cases are tried once one has failed.
 SHRINKING = 80
 # How many cases at least a check gets that is expected to fail.
@@ -33,8 +36,8 @@ def check_variant(
     reference: Any = None,
     grid: str | None = None,
     checks: Iterable[str] | None = None,
-    examples: int = 100,
-    backends: Iterable[str] = ("reference",),
+    examples: int | None = None,
+    backends: Iterable[str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
     on_fail: str | None = "raise",
 ) -> Report:
@@ -43,8 +46,9 @@ def check_variant(
     Args:
         variant, kind, claims, reference, grid: what is checked, as `subject` takes it.
         checks: names from `CHECKS`; all if left out.
-        examples: cases that a check draws; slow checks draw a fixed share of that.
-        backends: modes of `mt.use` to run under.
+        examples: cases that a check draws, 100 unless pytest was told --minitf-examples; slow checks draw a
+            fixed share of that.
+        backends: modes of `mt.use` to run under, ("reference",) unless pytest was told --minitf-backend.
         expected_failures: check name -> reason, beside those on the card. One that passes nevertheless counts
             as failed.
         on_fail: "raise" a CheckError, "warn", or None to look at the results alone.
@@ -60,6 +64,7 @@ def check_variant(
         raise UsageError(f"on_fail must be 'raise', 'warn' or None, not {on_fail!r}")
     one = subject(variant, kind=kind, claims=claims, reference=reference, grid=grid)
     excuses = expected_of(one) | named(expected_failures)
+    examples, backends = settled(examples, backends)
     results = [
         run_check(one, name, examples, backend, excuses.get(name))
         for backend in backends
@@ -81,8 +86,8 @@ def variant_checks(
     reference: Any = None,
     grid: str | None = None,
     checks: Iterable[str] | None = None,
-    examples: int = 100,
-    backends: Iterable[str] = ("reference",),
+    examples: int | None = None,
+    backends: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, Callable[[], None]]]:
     """Walk through the checks that apply: pairs of an id such as "swiglu-causal" and a call that runs it.
 
@@ -90,14 +95,15 @@ def variant_checks(
     expects to fail, if it passes.
     """
     one = subject(variant, kind=kind, claims=claims, reference=reference, grid=grid)
-    excuses, backends = expected_of(one), tuple(backends)
+    excuses = expected_of(one)
+    examples, backends = settled(examples, backends)
     for backend in backends:
         for name in chosen(checks, examples):
             if not CHECKS[name].excuse(one):  # type: ignore[attr-defined]
                 where = f"-{backend}" if len(backends) > 1 else ""
                 yield (
                     f"{one.name}-{name}{where}",
-                    partial(_insist, one, name, examples, backend, excuses.get(name)),
+                    partial(_insist, one, name, examples, backend, expected=excuses.get(name)),
                 )
 
 
@@ -122,6 +128,11 @@ def parametrize_with_checks(
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
             rows.append(pytest.param(call, id=words, marks=marks))
     return pytest.mark.parametrize("check", rows)
+
+
+def settled(examples: int | None, backends: Iterable[str] | None) -> tuple[int, tuple[str, ...]]:
+    """The number of examples and the backends, with what DEFAULTS says where there is None."""
+    return DEFAULTS["examples"] if examples is None else examples, tuple(backends or DEFAULTS["backends"])
 
 
 def chosen(checks: Iterable[str] | None, examples: int) -> list[str]:
@@ -210,7 +221,7 @@ def snippet(one: Subject, name: str, case: Case, backend: str) -> str:
     )
 
 
-def _insist(one: Subject, name: str, examples: int, backend: str, expected: str | None) -> None:
+def _insist(one: Subject, name: str, examples: int, backend: str, *, expected: str | None) -> None:
     result = run_check(one, name, examples, backend, expected)
     if result.status == "failed":
         raise CheckError(Report(one.name, [result]))

@@ -144,7 +144,8 @@ class Reports(list[Report]):
     def reasons(self) -> list[str]:
         """One line for each expected failure and each failure."""
         return [
-            f"{MARKS[r.status]} {report.name} {r.check}: {r.reason}" + (f" for {r.case}" if r.case else "")
+            f"{MARKS[r.status]} {report.name} {r.check}: {r.reason}"
+            + (f" for {r.case}" if r.status == "failed" and r.case else "")
             for report in self
             for r in report
             if r.status in ("failed", "expected failure")

@@ -30,6 +30,6 @@ def test_the_meter() -> None:
     layer = LazyTopKFFN(16, k=4, dtype="float64")
     x = mt.tensor(np.random.default_rng(0).standard_normal((200, 16)))
     own, chosen = layer.activity(x)
-    # Units without bias at random inputs are active half of the time; 12800 of them, dependent within a token.
+    # Units without bias are active half of the time at random inputs: 12800 of them, dependent in a token.
     assert abs(own - 0.5) <= 0.05, f"the ReLU of a fresh layer leaves half of the units, not {own}"
     assert chosen == 4 / 64, "of more than k active units exactly k are left"

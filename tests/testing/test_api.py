@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 import minitf as mt
-from minitf.cli import main
+from minitf.attention.softmax import SoftmaxAttention
 from minitf.nn import Linear, Module
 from minitf.registry import UnknownVariantError, index
 from minitf.testing import (
     CHECKS,
     CLAIMS,
     CheckError,
+    Reports,
     UsageError,
     check_variant,
     from_file,
     parametrize_with_checks,
+    subject,
     variant_checks,
 )
 
@@ -197,30 +198,44 @@ def test_parametrized_with_an_expected_failure(check: Any) -> None:
     check()
 
 
-def test_command_line(tmp_path: Path) -> None:
-    call = CliRunner().invoke
-    good = call(main, ["check", "rope", "--examples", "3"])
-    assert good.exit_code == 0 and "3 passed" in good.output, good.output
-    own = [
-        "check",
-        f"{FUNCTIONS}:leaks_the_future",
-        "--kind",
-        "attention_function",
-        "--claim",
-        "causal",
-        "--examples",
-        "5",
-    ]
-    bad = call(main, own)
-    assert bad.exit_code == 1 and "checks.causal(variant, Case(b=1, t=2" in bad.output, bad.output
-    data = json.loads(call(main, [*own, "--json"]).output)
-    assert not data["ok"]
-    missing = call(main, ["check", f"{FUNCTIONS}:leak_the_future"])
-    assert missing.exit_code == 1 and "Did you mean 'leaks_the_future'" in missing.output
-    # A command leaves nothing behind.
-    subprocess.run(
-        [sys.executable, "-m", "minitf.cli", "check", "nope"],
-        cwd=tmp_path, env={"PYTHONPATH": ":".join(map(os.path.abspath, sys.path))}, check=True,
-    )  # fmt: skip
-    assert not list(tmp_path.iterdir()), "`minitf check` left files where it was called"
-    assert "no file nowhere.py" in call(main, ["check", "nowhere.py:X"]).output
+class Wrapped(SoftmaxAttention):
+    """Hands all options on, as subclasses do."""
+
+    def __init__(self, dim: int, *, seed: Any = 0, **options: Any):
+        super().__init__(dim, seed=seed, **options)
+
+    def forward(self, x: mt.Tensor, **options: Any) -> mt.Tensor:
+        return super().forward(x, **options)
+
+
+def test_options_that_a_subclass_hands_on_are_found() -> None:
+    one = subject(Wrapped)
+    assert {"mask", "positions", "rng"} <= one.keywords, f"forward takes {one.keywords}"
+    assert {"dropout", "heads", "causal"} <= one.accepts, f"the constructor takes {one.accepts}"
+    assert {"mask_rule", "seeded_training"} <= passed(few(Wrapped))
+
+
+def test_a_card_claims_what_its_fields_say() -> None:
+    bare = {**vars(SoftmaxAttention.card), "properties": ()}
+    Silent = type("Silent", (SoftmaxAttention,), {"card": type(SoftmaxAttention.card)(**bare)})
+    assert subject(Silent).claims == {"causal", "streams"}, "causal=True and streams=True are claims"
+    Neither = type(
+        "Neither", (Silent,), {"card": type(Silent.card)(**{**bare, "causal": False, "streams": False})}
+    )
+    assert not subject(Neither).claims
+
+
+def test_reports_of_many() -> None:
+    rounding = {"mask_rule": "a large negative number is not -inf"}
+    wrong = from_file(str(FUNCTIONS), "large_negative_number")
+    bad = few(wrong, kind="attention_function", checks=["mask_rule", "finite"], on_fail=None)
+    fine = few(wrong, kind="attention_function", checks=["mask_rule", "finite"], expected_failures=rounding)
+    reports = Reports([fine, few("rope", checks=["mask_rule", "norm_preserving"])])
+    assert reports.checks == ["mask_rule", "finite", "norm_preserving"] and not reports.failed
+    assert [row[1:-1] for row in reports.rows()] == [("x", "\N{CHECK MARK}", ""), ("-", "", "\N{CHECK MARK}")]
+    assert "x large_negative_number mask_rule: a large negative number is not -inf" in str(reports)
+    reports.append(bad)
+    assert reports.failed == [bad] and "\N{BALLOT X} large_negative_number mask_rule" in reports._repr_html_()
+    data = json.loads(reports.to_json())
+    assert not data["ok"] and [r["ok"] for r in data["reports"]] == [True, True, False]
+    assert "3 variants: 3 passed, 1 failed, 1 not applicable, 1 expected failure" in reports.summary()

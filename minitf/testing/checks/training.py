@@ -14,6 +14,13 @@ from ..subject import Subject
 from .core import LAYERS, MIXERS, check, close, gradients_of, run, trainable
 
 
+def moved(layer: Any, rng: np.random.Generator) -> Any:
+    """The layer with all parameters off the zeros that block the way at the start of training."""
+    for p in layer.parameters() if isinstance(layer, Module) else ():
+        p.data = p.data + 0.1 * rng.standard_normal(p.shape)
+    return layer
+
+
 def takes_rng(subject: Subject) -> str:
     return "" if "rng" in subject.keywords else "its call takes no rng"
 
@@ -26,7 +33,7 @@ def seeded_training(subject: Subject, case: Case) -> None:
     x = subject.inputs(case)
 
     def outputs(seed: int) -> Array:
-        layer = subject.layer(case, **options)
+        layer = moved(subject.layer(case, **options), case.rng())
         if isinstance(layer, Module):
             layer.train()
         return run(layer, x, rng=np.random.default_rng(seed)).data
@@ -50,10 +57,7 @@ def every_parameter_learns(subject: Subject, case: Case) -> None:
     idle: set[str] | None = None
     for seed in range(4):
         here = replace(case, b=4, t=9 if subject.axes == 1 else 4, seed=seed)
-        layer, rng = subject.layer(here), here.rng()
-        # Away from zeros that block the way at the start of training.
-        for p in layer.parameters():
-            p.data = p.data + 0.1 * rng.standard_normal(p.shape)
+        layer = moved(subject.layer(here), here.rng())
         x = trainable(subject.inputs(here))
         gradients_of(run(layer, x), x)
         found = {n for n, p in layer.named_parameters() if p.grad is None or not np.any(p.grad.data)}
