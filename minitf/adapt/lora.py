@@ -42,6 +42,7 @@ CARD = Card(
     complexity="2 N D^2 + 4 N r D",
     properties=("token_wise",),
     basis="published code: huggingface/peft src/peft/tuners/lora/layer.py",
+    parity=("peft 0.21.2 LoRA Linear",),
     aliases={"pissa": {"start": "pissa"}, "rslora": {"stabilised": True}},
 )
 

@@ -55,16 +55,10 @@ CARD = Card(
 
 # What is added to features, unless given.
 EPS = {"softmax+": 1e-4, "sincos": 0.0, "relu": 1e-3, "relu_om": 1e-3}
-# Denominators up to this get twice of it.
-GUARD = 1e-6
 
 
 def projection(rng: init.Seed, m: int, d: int, orthogonal: bool = True, scaling: int = 0) -> Array:
-    """Om (m, d).
-
-    Raises:
-        ValueError: scaling other than 0 and 1.
-    """
+    """Om (m, d). Raises ValueError for a scaling other than 0 and 1."""
     rng = init.generator(rng)
     if scaling not in (0, 1):
         raise ValueError(f"scaling must be 0 (lengths of normal vectors) or 1 (sqrt(d)), not {scaling}")
@@ -112,8 +106,9 @@ class FeatureMap(NamedTuple):
 
 def divided(sums: Tensor) -> Tensor:
     """Numerators by denominators, which are the last channel."""
+    # Published code adds 2e-6 to denominators of at most 1e-6.
     r = sums[..., -1:]
-    return sums[..., :-1] / ops.where(ops.abs(r) <= GUARD, r + 2.0 * GUARD, r)
+    return sums[..., :-1] / ops.where(ops.abs(r) <= 1e-6, r + 2e-6, r)
 
 
 def with_ones(v: Tensor) -> Tensor:
@@ -128,24 +123,21 @@ def plain(q: Tensor, k: Tensor, v: Tensor, phi: FeatureMap, causal: bool) -> Ten
     return a @ v / a.sum(axis=-1, keepdims=True)
 
 
-def key_features(k: Tensor, phi: FeatureMap, visible: Any) -> Tensor:
-    """phi(k) with one c for all keys; 0 for hidden ones. visible: boolean (B, 1, N, 1), or True."""
+def bidirectional(q: Tensor, k: Tensor, v: Tensor, phi: FeatureMap, visible: Any = True) -> Tensor:
+    """o (B, H, N, d): all keys are summed once. visible: boolean (B, 1, N, 1), or True."""
     # Hidden keys must not overflow either.
     k = ops.where(visible, k, 0.0)
     c = ops.where(visible, phi.largest(k), -math.inf).max(axis=-2, keepdims=True)
-    return ops.where(visible, phi(k, ops.where(c == -math.inf, 0.0, c)), 0.0)
-
-
-def bidirectional(q: Tensor, k: Tensor, v: Tensor, phi: FeatureMap, visible: Any = True) -> Tensor:
-    """o (B, H, N, d): all keys are summed once, (B, H, m, d + 1)."""
-    return divided(phi(q, phi.largest(q)) @ (key_features(k, phi, visible).mT @ with_ones(v)))
+    phi_k = ops.where(visible, phi(k, ops.where(c == -math.inf, 0.0, c)), 0.0)
+    # (B, H, N, m) @ (B, H, m, d + 1)
+    return divided(phi(q, phi.largest(q)) @ (phi_k.mT @ with_ones(v)))
 
 
 class Memory(NamedTuple):
-    """S (B, H, m, d + 1), and the largest exponent of a key so far (B, H, 1, 1)."""
+    """S and the largest exponent of a key so far."""
 
-    sums: Tensor
-    largest: Array
+    sums: Tensor  # (B, H, m, d + 1)
+    largest: Array  # (B, H, 1, 1)
 
     @classmethod
     def empty(cls, batch: int, heads: int, d: int, phi: FeatureMap) -> Memory:
@@ -174,15 +166,14 @@ def causal(
 class PerformerFavor(Module):
     """x (B, N, D) -> (B, N, D).
 
-    Parameters: wq, wk, wv, wo (D, D), with biases if `bias`. Buffer: om (m, d).
+    Parameters: wq, wk, wv, wo (D, D). Buffer: om (m, d).
 
     Args:
         dim: D. heads: H. features: m. kernel: one of `EPS`; "relu" has m = d and no projection.
         eps: 0 for "sincos" and causal "softmax+"; else 1e-4 for "softmax+" and 1e-3 for the others.
         orthogonal, scaling: how Om is drawn. chunk: tokens of the causal form that are computed at once.
 
-    Raises:
-        ValueError: heads that do not divide dim; features or chunk below 1; an option that is not listed.
+    Raises ValueError for options out of range.
     """
 
     card = CARD
@@ -199,35 +190,29 @@ class PerformerFavor(Module):
         scaling: int = 0,
         causal: bool = True,
         chunk: int = 16,
-        bias: bool = False,
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
-        if features < 1 or chunk < 1:
+        if min(features, chunk) < 1:
             raise ValueError(f"features={features} and chunk={chunk} must be 1 or more")
         if kernel not in EPS:
             raise ValueError(f"kernel must be one of {', '.join(EPS)}, not {kernel!r}")
         exact = kernel == "sincos" or (causal and kernel == "softmax+")
-        self.eps = (0.0 if exact else EPS[kernel]) if eps is None else eps
-        if self.eps < 0.0 or (exact and self.eps):
+        added = (0.0 if exact else EPS[kernel]) if eps is None else eps
+        if added < 0.0 or (exact and added):
             raise ValueError(f"eps={eps} must be 0 or more, and 0 for sincos and for causal softmax+")
         rng = init.generator(seed)
-        self.heads, self.kernel, self.causal, self.chunk = heads, kernel, causal, chunk
-        self.orthogonal, self.scaling = orthogonal, scaling
-        self.wq, self.wk, self.wv, self.wo = (Linear(dim, dim, bias, rng, dtype=dtype) for _ in range(4))
-        self.om = Buffer(projection(rng, features, dim // heads, orthogonal, scaling).astype(dtype))
+        self.heads, self.causal, self.chunk = heads, causal, chunk
+        self.drawing = (features, dim // heads, orthogonal, scaling)
+        self.wq, self.wk, self.wv, self.wo = (Linear(dim, dim, False, rng, dtype=dtype) for _ in range(4))
+        self.om = Buffer(projection(rng, *self.drawing).astype(dtype))
+        self.phi = FeatureMap(self.om, kernel, added)
 
     def redraw(self, seed: init.Seed) -> None:
         """Draw Om anew, as training does at intervals. A memory of earlier features is of no use then."""
-        m, d = self.om.shape
-        self.om.data = projection(seed, m, d, self.orthogonal, self.scaling).astype(self.om.dtype)
-
-    @property
-    def phi(self) -> FeatureMap:
-        """The features of today's Om."""
-        return FeatureMap(self.om, self.kernel, self.eps)
+        self.om.data = projection(seed, *self.drawing).astype(self.om.dtype)
 
     def forward(self, x: Tensor, *, mask: Any = None, rng: np.random.Generator | None = None) -> Tensor:
         """Mix x (B, N, D). mask: boolean (B, 1, 1, N), True = visible; hidden tokens have no features."""
@@ -240,11 +225,10 @@ class PerformerFavor(Module):
         return self._mix(q, k, unit, mask)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-        visible = visible_keys(mask, q.shape[0], q.shape[2])
-        seen = True if visible is None else visible
+        visible = True if mask is None else visible_keys(mask, q.shape[0], q.shape[2])
         if self.causal:
-            return causal(q, k, v, self.phi, seen, chunk=self.chunk)[0]
-        return bidirectional(q, k, v, self.phi, seen)
+            return causal(q, k, v, self.phi, visible, chunk=self.chunk)[0]
+        return bidirectional(q, k, v, self.phi, visible)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if x.ndim != 3:
@@ -355,7 +339,7 @@ def recurrence(case: Case) -> tuple[Tensor, Tensor]:
 )
 def unbiased(case: Case) -> tuple[Tensor, Tensor]:
     q, k, _ = heads_of(Case(1, 6, 1, 4, case.seed))
-    om, exact = Tensor(projection(case.rng(), 65536, 4)), ops.exp(q @ k.mT / 2.0)
+    om, exact = Tensor(projection(case.seed + 1, 65536, 4)), ops.exp(q @ k.mT / 2.0)
     ratios = [FeatureMap(om, name)(q) @ FeatureMap(om, name)(k).mT / exact for name in ("softmax+", "sincos")]
     return ops.stack(ratios), ops.ones_like(ops.stack(ratios))
 

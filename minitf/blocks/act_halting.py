@@ -18,8 +18,8 @@ The weights of a token sum to 1 if it halts within T steps, and to less if it do
 does, through the probabilities before it.
 
 Cost: that of its branches times the largest number of steps of any token.
-Source: Universal Transformers, Dehghani et al., arXiv:1807.03819, 2018, section 2.2; Adaptive Computation Time
-for Recurrent Neural Networks, Graves, arXiv:1603.08983, 2016, which is "accumulated".
+Source: Universal Transformers, Dehghani et al., arXiv:1807.03819, 2018, section 2.2; Adaptive Computation
+Time for Recurrent Neural Networks, Graves, arXiv:1603.08983, 2016, which is "accumulated".
 Differs from the published code: there tokens that have halted go on to change in s, where others see them
 (`halted="evolve"`); the paper says that their state is copied, as here (`"copy"`). The code's blend reads
 s weight + out - weight, without the parentheses that (1 - weight) out needs. UNSURE: copied tokens still get

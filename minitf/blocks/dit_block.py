@@ -44,6 +44,7 @@ CARD = Card(
     properties=("batch_independent", "permutation_equivariant"),
     basis="published code: facebookresearch/DiT models.py",
     aliases={"adaln_zero": {}},
+    parity=("facebookresearch/DiT ed81ce2 DiTBlock",),
 )
 
 

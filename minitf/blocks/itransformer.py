@@ -50,6 +50,7 @@ CARD = Card(
     complexity="depth (24 V D^2 + 4 V^2 D) + 2 V (L + S) D, V variables",
     properties=("batch_independent",),
     basis="published code: thuml/iTransformer model/iTransformer.py, layers/Transformer_EncDec.py",
+    parity=("thuml/iTransformer c2426e6 Model",),
     expected_failures={
         "gradients": "the mean of the past is a constant in the backward pass; tested with use_norm=False",
         "full_jacobian": "the mean of the past is a constant in the backward pass",

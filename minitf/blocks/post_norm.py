@@ -6,7 +6,10 @@
     x  (B, N, D)   tokens;  Mixer mixes tokens, FFN acts on each
 
 A stack of these needs no final norm, but a learning-rate warm-up: gradients of the lower layers shrink
-with depth. Source: Attention Is All You Need, Vaswani et al., arXiv:1706.03762, 2017, section 3.1.
+with depth.
+
+Cost: that of its branches and two norms, 16 N D.
+Source: Attention Is All You Need, Vaswani et al., arXiv:1706.03762, 2017, section 3.1.
 Dropout acts on what a branch adds, before the sum.
 """
 
@@ -104,3 +107,16 @@ def unit_scale(case: Case) -> tuple[Any, Any]:
     block.norm2.eps = 0.0
     y = block(x).data
     return np.stack([y.mean(-1), (y * y).mean(-1)]), np.stack([np.zeros(y.shape[:2]), np.ones(y.shape[:2])])
+
+
+@identity("each sub-layer is the norm of x + F(x), which is DeepNorm with its alpha = beta = 1")
+def by_equations(case: Case) -> tuple[Tensor, Any]:
+    block, x = build(case), case.tokens()
+
+    def normed(v: Tensor) -> Tensor:
+        mean = v.data.mean(axis=-1, keepdims=True)
+        variance = ((v.data - mean) ** 2).mean(axis=-1, keepdims=True)
+        return Tensor((v.data - mean) / np.sqrt(variance + 1e-5))
+
+    a = normed(x + block.mixer(x))
+    return block(x), normed(a + block.ffn(a))

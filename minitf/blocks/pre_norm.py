@@ -5,7 +5,10 @@
 
     x  (B, N, D)   tokens;  Mixer mixes tokens, FFN acts on each
 
-A stack of these needs one more norm before its output head; the model adds it.
+A stack of these needs one more norm before its output head; the model adds it. It trains without a warm-up,
+but the skip path grows with depth: linearly at the start of training.
+
+Cost: that of its branches and two norms, 16 N D.
 Source: On Layer Normalization in the Transformer Architecture, Xiong et al., arXiv:2002.04745, 2020,
 figure 1b. Dropout acts on what a branch adds.
 """
@@ -16,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import Tensor
 from minitf.ffn.gelu_ffn import GELUFFN
@@ -108,3 +112,42 @@ def residual_stream(case: Case) -> tuple[Tensor, Tensor]:
     block, x = build(case), case.tokens()
     first = block.mixer(block.norm1(x))
     return block(x), x + first + block.ffn(block.norm2(x + first))
+
+
+@identity("a stack leaves its input plus the sum of what all branches add")
+def sum_of_branches(case: Case) -> tuple[Tensor, Tensor]:
+    blocks = [PreNorm(case.dim, heads=case.h, seed=case.seed + i, dtype="float64") for i in range(3)]
+    x = h = case.tokens()
+    added = []
+    for block in blocks:
+        for norm, branch in ((block.norm1, block.mixer), (block.norm2, block.ffn)):
+            added.append(branch(norm(h)))
+            h = h + added[-1]
+    y = x
+    for block in blocks:
+        y = block(y)
+    return y, x + ops.stack(added).sum(axis=0)
+
+
+@identity("scaling x by a > 0 leaves what its sub-layer adds as it is (eps = 0)")
+def scale_free(case: Case) -> tuple[Tensor, Tensor]:
+    block, x = build(case), case.tokens()
+    block.norm1.eps = block.norm2.eps = 0.0
+    block.ffn.w2.load_state_dict({"weight": np.zeros((4 * case.dim, case.dim)), "bias": np.zeros(case.dim)})
+    return block(x * 3.0) - x * 3.0, block(x) - x
+
+
+@identity(
+    "at the start, branches that do not depend on each other make the variance grow linearly: 16 random FFNs "
+    "add twice what 8 add (4096 numbers: the ratio spreads by 7 %; quadratic growth would be 100 % off)",
+    tolerance=0.45,
+)
+def linear_growth(case: Case) -> tuple[Any, Any]:
+    rng = case.rng()
+    h = Tensor(rng.standard_normal((64, 64)))
+    variance = [h.data.var()]
+    for _ in range(16):
+        block = PreNorm(64, heads=1, seed=rng, dtype="float64")
+        h = h + block.ffn(block.norm2(h))
+        variance.append(h.data.var())
+    return (variance[16] - variance[0]) / (2.0 * (variance[8] - variance[0])), np.ones(())

@@ -55,15 +55,15 @@ TASKS: dict[str, Task] = {
     ),
     "mqar": Task(
         "8 pairs of key and value, to recall",
-        # Recall needs embeddings that the first branches do not drown: peri-norm blocks scale them up, and the
-        # head does not hold them down.
+        # Recall needs embeddings that the first branches do not drown: peri-norm blocks scale them up, and a
+        # head of its own does not hold them down.
         {"dim": 64, "depth": 2, "heads": 4, "block": "peri", "tied": False},
         {"batch": 64, "lr": 4e-3, "steps": 400},
     ),
     "listops": Task(
         "the value of [MAX 2 [MIN 4 7 ] ]",
-        {"dim": 64, "depth": 3, "heads": 4, "position": "learned"},
-        {"batch": 64, "lr": 2e-3, "steps": 3000},
+        {"dim": 64, "depth": 3, "heads": 4, "position": "learned", "block": "peri"},
+        {"batch": 64, "lr": 3e-3, "steps": 2000},
     ),
 }
 

@@ -42,6 +42,7 @@ CARD = Card(
     complexity="4 N D^2",
     properties=("token_wise",),
     basis="published code: bitsandbytes backends/default/ops.py, autograd/_functions.py; paper form for W[O]",
+    parity=("bitsandbytes 0.50.2 int8_mixed_scaled_mm, default backend",),
     expected_failures={
         "gradients": "rounding is a staircase; the gradient is that of the layer without it",
         "full_jacobian": "rounding is a staircase; the gradient is that of the layer without it",

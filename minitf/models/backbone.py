@@ -311,15 +311,13 @@ def common_options(
             f"{part}={name!r} has weights for one fixed number of tokens, and {host.model} meets "
             "sequences of every length: choose another"
         )
-    takes_causal = accepts(name, "causal")
-    safe = takes_causal or card.causal or "token_wise" in card.properties
-    if host.causal == "always" and not safe:
+    if host.causal == "always" and not (card.causal or "token_wise" in card.properties):
         raise ValueError(
             f"{part}={name!r} lets a token see later ones, so {host.model} cannot use it: choose one "
             "that `minitf list --causal` shows"
         )
     # An FFN that sees one token only is called causal too.
-    if host.causal == "never" and part == "attention" and not takes_causal and card.causal:
+    if host.causal == "never" and part == "attention" and card.causal and not accepts(name, "causal"):
         raise ValueError(f"{part}={name!r} sees only the past, so {host.model} cannot use it: choose another")
     # Sizes of the grid; a sequence has one.
     grid: Any = host.grid if card.grid in ("2d", "nd") else math.prod(host.grid)

@@ -20,6 +20,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
 from minitf.nn import Linear, init
+from minitf.registry import variant_class
 
 from .backbone import Host, TokenBackbone, share_right, token_ids
 from .config import Config
@@ -93,8 +94,11 @@ class LanguageModel(TokenBackbone):
         """The state before the first token of `batch` sequences.
 
         Raises:
-            ValueError: the mixer does not stream.
+            ValueError: the mixer does not stream, or the FFN looks at several tokens.
         """
+        if variant_class(self.config.ffn).card.grid != "any":
+            name = self.config.ffn
+            raise ValueError(f"ffn={name!r} looks at several tokens: call the model on whole sequences")
         if not all(hasattr(block.mixer, "step") for block in self.blocks):
             name = self.config.attention
             raise ValueError(f"attention={name!r} does not stream: call the model on whole sequences")

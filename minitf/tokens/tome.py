@@ -45,6 +45,7 @@ CARD = Card(
     complexity="N^2 d / 2 + 2 N D",
     properties=("batch_independent",),
     basis="published code: facebookresearch/ToMe tome/merge.py, tome/patch/timm.py, tome/utils.py",
+    parity=("facebookresearch/ToMe af95e4b bipartite_soft_matching, merge_wavg",),
 )
 
 
@@ -52,13 +53,15 @@ CARD = Card(
 class Matching:
     """Who is merged into whom: places in the sequence of N tokens, for each example of the batch.
 
-    unm (B, Na - r), src (B, r), into (B, r): `into` counts tokens of B_, at the odd places.
+    unm (B, Na - r), src (B, r), into (B, r): `into` counts tokens of B_, at the odd places. With `distill`
+    the first token of B_ comes second, behind the class token, instead of behind all of unm.
     """
 
     unm: Array
     src: Array
     into: Array
     n: int
+    distill: bool = False
 
     def merge(self, x: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, N, D), s (B, N, 1) -> x' (B, N - r, D), s' (B, N - r, 1): means weighted by size."""
@@ -69,11 +72,15 @@ class Matching:
     def unmerge(self, y: Tensor) -> Tensor:
         """y (B, N - r, D) -> (B, N, D): every token gets what the token it is part of has."""
         kept = self.unm.shape[1]
+        # Where unm and B_ lie in y.
+        unm, b = np.arange(kept), kept + np.arange(self.n // 2)
+        if self.distill:
+            unm, b = np.where(unm > 0, unm + 1, 0), np.where(b > kept, b, 1)
         # For each of the N places, its place in y: (B, N)
         place = np.empty((y.shape[0], self.n), dtype=int)
-        place[:, 1::2] = kept + np.arange(self.n // 2)
-        np.put_along_axis(place, self.unm, np.arange(kept)[None], axis=1)
-        np.put_along_axis(place, self.src, kept + self.into, axis=1)
+        place[:, 1::2] = b
+        np.put_along_axis(place, self.unm, unm[None], axis=1)
+        np.put_along_axis(place, self.src, b[self.into], axis=1)
         return ops.take_along_axis(y, place[..., None], axis=1)
 
     def _gather(self, x: Tensor) -> Tensor:
@@ -81,7 +88,9 @@ class Matching:
         unm = ops.take_along_axis(x, self.unm[..., None], axis=1)
         src = ops.take_along_axis(x, self.src[..., None], axis=1)
         index = np.broadcast_to(self.into[..., None], src.shape)
-        return ops.concat([unm, ops.scatter_add(x[:, 1::2], index, src, axis=1)], axis=1)
+        b = ops.scatter_add(x[:, 1::2], index, src, axis=1)
+        parts = [unm[:, :1], b[:, :1], unm[:, 1:], b[:, 1:]] if self.distill else [unm, b]
+        return ops.concat(parts, axis=1)
 
 
 def match(metric: Tensor, r: int, class_token: bool = False, distill_token: bool = False) -> Matching:
@@ -92,7 +101,7 @@ def match(metric: Tensor, r: int, class_token: bool = False, distill_token: bool
     places = np.arange(0, n, 2)[None].repeat(b, axis=0)
     if r == 0:
         # Nothing is merged: every token stays, A before B_.
-        return Matching(places, places[:, :0], places[:, :0], n)
+        return Matching(places, places[:, :0], places[:, :0], n, distill_token and n > 1)
     # S_ab = cos(m_a, m_b); a zero vector is like nothing: (B, Na, Nb)
     length = np.linalg.norm(m, axis=-1, keepdims=True)
     m = m / np.where(length == 0.0, 1.0, length)
@@ -106,7 +115,7 @@ def match(metric: Tensor, r: int, class_token: bool = False, distill_token: bool
     unm, src = order[:, r:], order[:, :r]
     if class_token:
         unm = np.sort(unm, axis=-1)
-    return Matching(2 * unm, 2 * src, np.take_along_axis(best, src, axis=1), n)
+    return Matching(2 * unm, 2 * src, np.take_along_axis(best, src, axis=1), n, distill_token)
 
 
 def schedule(r: int | tuple[int, float] | Sequence[int], layers: int) -> list[int]:
@@ -214,7 +223,7 @@ def one_by_one(x: Tensor, metric: Tensor, size: Tensor, r: int) -> list[Any]:
 @identity("merging what was unmerged gives it back")
 def there_and_back(case: Case) -> tuple[Tensor, Tensor]:
     x, metric, _ = sized(case)
-    matching = match(metric, 2)
+    matching = match(metric, 2, True, bool(case.seed % 2))
     y = Tensor(case.rng().standard_normal((case.b, case.t - matching.src.shape[1], case.dim)))
     return matching.merge(matching.unmerge(y), Tensor(np.ones((case.b, case.t, 1))))[0], y
 
@@ -243,8 +252,8 @@ def duplicates(case: Case) -> tuple[Tensor, Tensor]:
     return left, ops.softmax_attention(q, twice[:, None], twice[:, None])
 
 
-@identity("a class token stays at place 0, unchanged")
-def class_stays(case: Case) -> tuple[Tensor, Tensor]:
+@identity("class and distillation tokens stay at places 0 and 1, unchanged")
+def special_tokens_stay(case: Case) -> tuple[Tensor, Tensor]:
     x, metric, size = sized(case)
-    y, merged, _ = ToMe(r=case.t, class_token=True)(x, metric, size)
-    return ops.concat([y, merged], axis=-1)[:, 0], ops.concat([x, size], axis=-1)[:, 0]
+    y, merged, _ = ToMe(r=case.t, class_token=True, distill_token=True)(x, metric, size)
+    return ops.concat([y, merged], axis=-1)[:, :2], ops.concat([x, size], axis=-1)[:, :2]

@@ -114,7 +114,10 @@ class ArrayData:
         for part in (self.learn, self.validation):
             rows = sorted({len(a) for a in part})
             if len(rows) != 1 or len(part) != len(self.learn):
-                raise ValueError(f"the arrays must have equally many rows, not {', '.join(map(str, rows))}")
+                raise ValueError(
+                    "the arrays of a part must have equally many rows, and both parts equally many arrays; "
+                    f"rows: {', '.join(map(str, rows)) or 'none'}"
+                )
         if not len(self.learn[0]):
             raise ValueError("there is no row to learn from")
         self.accuracy = accuracy

@@ -23,7 +23,7 @@ def test_gradients_pass_through_chunks_and_rounds(options: dict) -> None:
 
 
 def test_more_rounds_lose_no_candidate() -> None:
-    """With the rotations of fewer rounds among those of more, the best key is found more often, never less."""
+    """Rotations of fewer rounds among those of more: the best key is found more often, never less."""
     rng, n, chunk = np.random.default_rng(0), 256, 8
     layer = ReformerLSH(16, heads=1, rounds=8, chunk=chunk, back=0, dtype="float64")
     q = Tensor(rng.standard_normal((1, 1, n, 16)))

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 import minitf as mt
-from minitf.models import Config, Encoder, LanguageModel, backbone
+from minitf import ops
+from minitf.models import (
+    Config,
+    Encoder,
+    ForecastConfig,
+    Forecaster,
+    ImageConfig,
+    ImageModel,
+    LanguageModel,
+    backbone,
+)
+from minitf.models.config import PARTS
 from minitf.registry import UnknownVariantError
 
 
@@ -90,16 +101,48 @@ def test_unknown_fields() -> None:
         Config.from_dict({"dim": 5})
 
 
-@pytest.mark.parametrize("model", [LanguageModel, Encoder])
-def test_every_named_part_builds(model) -> None:
-    for part, kinds in (("attention", ("attention", "mixer")), ("ffn", ("ffn",)), ("block", ("block",)),
-                        ("norm", ("norm",)), ("position", ("position",))):  # fmt: skip
-        for name in [
-            n for n, (own, _) in mt.registry.names().items() if mt.registry.index()[own]["kind"] in kinds
-        ]:
-            built = model(Config(vocab=5, context=4, dim=8, depth=1, heads=2, **{part: name}))
-            y = built(np.zeros((1, 4), dtype=int))
-            assert np.all(np.isfinite(y.data)), f"{part}={name!r} gives NaN or infinity"
+def test_positional_fields_come_first_in_messages() -> None:
+    with pytest.raises(ValueError, match="the fields are: vocab, context, dim"):
+        Config.from_dict({"vocab": 5, "banana": 1})
+
+
+SMALL = {"dim": 8, "depth": 1, "heads": 2}
+TOKENS = np.arange(8).reshape(2, 4) % 5
+# For every host: a model of these parts, and an input.
+HOSTS = {
+    "a language model": lambda **p: (LanguageModel(Config(vocab=5, context=4, **SMALL, **p)), TOKENS),
+    "an encoder": lambda **p: (Encoder(Config(vocab=5, context=4, **SMALL, **p)), TOKENS),
+    "an image model": lambda **p: (ImageModel(ImageConfig(size=(4, 6), **SMALL, **p)), np.ones((2, 4, 6))),
+    "a forecaster": lambda **p: (
+        Forecaster(ForecastConfig(context=12, horizon=3, patch=3, **SMALL, **p)),
+        np.random.default_rng(0).random((2, 12, 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_variant_is_hosted_or_refused_with_a_reason(host: str) -> None:
+    hosted = set()
+    for name, card in mt.registry.index().items():
+        part = next((p for p, kinds in PARTS.items() if card["kind"] in kinds), None)
+        if part is None:
+            continue
+        options = {part: name} if part == "position" else {part: name, "position": "learned"}
+        try:
+            model, x = HOSTS[host](**options)
+        except ValueError as error:
+            words = f"{part}={name!r}", host if part in ("attention", "ffn") else "choose another"
+            assert all(word in str(error) for word in words), f"{host} with {name}: {error}"
+            continue
+        try:
+            y = model.eval()(x).data
+        except mt.ShapeError as error:
+            # A variant of any number of axes may need two; it says so when it is called.
+            assert card["grid"] == "nd" and name in str(error), f"{host} with {name}: {error}"
+            continue
+        assert np.all(np.isfinite(y)), f"{host} with {part}={name!r} gives NaN or infinity"
+        hosted.add(name)
+    assert {"softmax_attention", "glu_ffn", "gelu_ffn", "rmsnorm", "pre_norm", "rope"} <= hosted, hosted
 
 
 # ------------------------------ parts that cannot do what is asked: stand-ins for later variants
@@ -168,8 +211,101 @@ def test_a_mixer_without_kv_heads_or_maps(monkeypatch: pytest.MonkeyPatch) -> No
         LanguageModel(Config(vocab=5, position="none")).attention_maps(np.array([[1, 2]]))
 
 
+def like(cls, **card):
+    """The same class with another card."""
+    return type(cls.__name__, (cls,), {"card": dataclasses.replace(cls.card, **card)})
+
+
+def test_mixers_that_fit_no_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TwoInputs(PlainCausal):
+        @staticmethod
+        def example_inputs(case):
+            return ()
+
+    config = Config(vocab=5, position="none")
+    for cls, words in (
+        (like(PlainCausal, grid="2d"), "grid of 2 axes, and a language model has a sequence"),
+        (like(PlainCausal, properties=("fixed_grid",)), "one fixed number of tokens, and a language model"),
+        (TwoInputs, "more than one input, and a language model has only its own tokens"),
+    ):
+        stand_in(monkeypatch, "softmax", cls)
+        with pytest.raises(ValueError, match=words):
+            LanguageModel(config)
+    # An encoder or a forecaster of one length may have weights for it.
+    stand_in(monkeypatch, "softmax", like(Plain, properties=("fixed_grid",)))
+    Encoder(config)(np.array([[1, 2]]))
+
+
+def test_mixers_are_told_the_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict] = []
+
+    class Sized(PlainCausal):
+        def __init__(
+            self, dim: int, *, grid=None, context: int = 1024, causal: bool = True, bias: bool = True
+        ):
+            told.append({"grid": grid, "context": context, "causal": causal, "bias": bias})
+
+    class Grid(Sized):
+        card = dataclasses.replace(Plain.card, grid="2d")
+
+    for cls in (Sized, Grid):
+        stand_in(monkeypatch, "softmax", cls)
+        for host in HOSTS:
+            if cls is Sized or host == "an image model":
+                HOSTS[host](position="none", bias=False)
+        monkeypatch.undo()
+    line = {"grid": 4, "context": 4, "causal": False, "bias": False}
+    image = {"grid": 6, "context": 6, "causal": False, "bias": False}
+    expected = [{**line, "causal": True}, line, image, line, {**image, "grid": (2, 3)}]
+    assert told == expected, f"mixers were told {told}"
+
+
+def test_mixers_that_take_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoMask(Plain):
+        def forward(self, x, *, rng=None):
+            return x
+
+    stand_in(monkeypatch, "softmax", NoMask)
+    model, tokens = Encoder(Config(vocab=5, position="none")), np.array([[1, 2]])
+    assert model(tokens).shape == (1, 2, 128), "no mask was given, so none is needed"
+    with pytest.raises(ValueError, match="cannot hide tokens, so it takes no mask"):
+        model(tokens, mask=np.array([[True, False]]))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_losses_of_parts_are_added_in_training(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    class Balanced(PlainCausal):
+        card = dataclasses.replace(PlainCausal.card, grid="any")
+
+        def __init__(self, dim: int):
+            self.w = mt.nn.Parameter(np.ones(dim, dtype="float32"))
+
+        def forward(self, x):
+            return x * self.w
+
+        def auxiliary_loss(self, x):
+            return 0.1 * ops.square(self.w).sum() + 0.0 * x.sum()
+
+    stand_in(monkeypatch, "swiglu", Balanced)
+    model, x = HOSTS[host](position="learned")
+    if host == "an encoder":
+        model = Encoder(model.config, classes=3)
+    goal = {"a language model": TOKENS, "a forecaster": np.zeros((2, 3, 1))}.get(host, np.array([0, 1]))
+    trained, plain = float(model.train().loss(x, goal)), float(model.eval().loss(x, goal))
+    assert abs(trained - plain - 0.8) <= 1e-4, f"{host}: the loss grew by {trained - plain}, not by 8 / 10"
+    model.train().loss(x, goal).backward()
+    assert all(not module.__dict__.get("_hooks") for module in model.modules()), "a hook was left behind"
+
+
+def test_streaming_needs_an_ffn_of_single_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LanguageModel(Config(vocab=5, dim=8, depth=1, heads=2))
+    monkeypatch.setattr("minitf.models.language.variant_class", lambda name: like(PlainCausal, grid="1d"))
+    with pytest.raises(ValueError, match="looks at several tokens"):
+        model.start(1)
+
+
 def test_an_ffn_without_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "swiglu", Plain)
+    stand_in(monkeypatch, "swiglu", PlainCausal)
     with pytest.raises(ValueError, match="has no hidden width: leave ffn_hidden=None"):
         LanguageModel(Config(vocab=5, ffn_hidden=8))
 

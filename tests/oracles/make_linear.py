@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from oracle import from_torch
+from transformers import Mamba2Config, MambaConfig
+from transformers.models.mamba.modeling_mamba import MambaMixer, mamba_selective_scan
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 FLA, HF = f"fla-core {version('fla-core')}", f"transformers {version('transformers')}"
@@ -50,7 +53,7 @@ def gated_delta_rule(q: Any, k: Any, v: Any, beta: Any, g: Any) -> Any:
 
 
 def gated_delta_net(x: Any, **weights: Any) -> Any:
-    """The layer of Qwen3-Next. Its packed weights are put together from ours, so that gradients reach ours."""
+    """The layer of Qwen3-Next. Its packed weights are made of ours, so that gradients reach ours."""
     config = SimpleNamespace(
         hidden_size=8, linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=3,
         linear_value_head_dim=6, linear_conv_kernel_dim=4, hidden_act="silu", rms_norm_eps=1e-6,
@@ -71,6 +74,54 @@ def gated_delta_net(x: Any, **weights: Any) -> Any:
         "out_proj.weight": weights["wo"].T,
     }
     return torch.func.functional_call(layer, state, (x,))
+
+
+def selective_scan(u: Any, delta: Any, a: Any, b: Any, c: Any, d: Any, z: Any, bias: Any) -> Any:
+    # That function has (B, E, N), and (B, n, N).
+    u, delta, b, c, z = (v.transpose(1, 2) for v in (u, delta, b, c, z))
+    y = mamba_selective_scan(u, delta, a, b, c, d, z=z, delta_bias=bias, delta_softplus=True)
+    return y.transpose(1, 2)
+
+
+def mamba_block(h: Any, **weights: Any) -> Any:
+    """The mixer of Mamba, without norm and sum."""
+    layer = MambaMixer(MambaConfig(hidden_size=4, state_size=3, expand=2, time_step_rank=2), 0).double()
+    state = {
+        "in_proj.weight": weights["win"].T,
+        "conv1d.weight": weights["conv"].permute(2, 1, 0),
+        "conv1d.bias": weights["conv_bias"],
+        "x_proj.weight": weights["wx"].T,
+        "dt_proj.weight": weights["wdt"].T,
+        "dt_proj.bias": weights["bias"],
+        "A_log": weights["a_log"],
+        "D": weights["d"],
+        "out_proj.weight": weights["wo"].T,
+    }
+    return torch.func.functional_call(layer, state, (h,))
+
+
+def mamba2_ssd(x: Any, **weights: Any) -> Any:
+    """The mixer of Mamba-2."""
+    config = Mamba2Config(
+        hidden_size=4, state_size=3, expand=2, num_heads=4, head_dim=2, n_groups=1, chunk_size=16,
+        layer_norm_epsilon=1e-5,
+    )  # fmt: skip
+    state = {
+        "in_proj.weight": weights["win"].T,
+        "conv1d.weight": weights["conv"].permute(2, 1, 0),
+        "conv1d.bias": weights["conv_bias"],
+        "A_log": weights["a_log"],
+        "D": weights["d"],
+        "dt_bias": weights["dt_bias"],
+        "norm.weight": weights["norm"],
+        "out_proj.weight": weights["wo"].T,
+    }
+    return torch.func.functional_call(Mamba2Mixer(config, 0).double(), state, (x,))
+
+
+def normal(rng: np.random.Generator, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Weights of about unit gain."""
+    return {n: rng.standard_normal(s) / np.sqrt(s[0] if len(s) > 1 else 1.0) for n, s in shapes.items()}
 
 
 def main() -> None:
@@ -95,13 +146,27 @@ def main() -> None:
     )
     from_torch("gated_delta_net", f"{HF} Qwen3NextGatedDeltaNet", gated_delta_net, {
         "x": rng.standard_normal((1, 19, 8)),
-        **{n: rng.standard_normal((8, w)) / 3 for n, w in dict(wq=6, wk=6, wv=12, wg=12, wbeta=2, wa=2).items()},
+        **{n: rng.standard_normal((8, w)) / 3 for n, w in dict(wq=6, wk=6, wv=12, wg=12).items()},
+        **{n: rng.standard_normal((8, 2)) / 3 for n in ("wbeta", "wa")},
         **{n: rng.standard_normal((4, 1, w)) / 2 for n, w in dict(conv_q=6, conv_k=6, conv_v=12).items()},
         "a_log": rng.standard_normal(2),
         "dt_bias": rng.standard_normal(2),
         "norm": rng.uniform(0.5, 2.0, 6),
         "wo": rng.standard_normal((12, 8)) / 3,
     })  # fmt: skip
+    wide = {n: rng.standard_normal((1, 19, w)) for n, w in dict(u=5, delta=5, b=3, c=3, z=5).items()}
+    from_torch("selective_scan", f"{HF} mamba_selective_scan", selective_scan, {
+        **wide, "a": -rng.exponential(size=(5, 3)), **normal(rng, d=(5,), bias=(5,)),
+    })  # fmt: skip
+    h = rng.standard_normal((1, 19, 4))
+    from_torch("mamba_block", f"{HF} MambaMixer", mamba_block, {"h": h, **normal(
+        rng, win=(4, 16), conv=(4, 1, 8), conv_bias=(8,), wx=(8, 8), wdt=(2, 8), bias=(8,), a_log=(8, 3),
+        d=(8,), wo=(8, 4),
+    )})  # fmt: skip
+    from_torch("mamba2_ssd", f"{HF} Mamba2Mixer", mamba2_ssd, {"x": h, **normal(
+        rng, win=(4, 26), conv=(4, 1, 14), conv_bias=(14,), dt_bias=(4,), a_log=(4,), d=(4,), norm=(8,),
+        wo=(8, 4),
+    )})  # fmt: skip
     from_torch("gla", f"{FLA} naive_recurrent_gla", gla, {"q": q, "k": k, "v": v, "g": g})
 
 

@@ -1,8 +1,8 @@
 """Frozen answers of independent implementations: how they are written, and how minitf is compared with them.
 
-Each NAME.npz holds float64 (or integer) arrays: inputs under "in.*", a cotangent under "cotangent", the answers
-under "y" and "grad.*", and a text "source" that names the implementation and its version. `make oracles` writes
-them anew; the tests only read them.
+Each NAME.npz holds float64 (or integer) arrays: inputs under "in.*", a cotangent under "cotangent", the
+answers under "y" and "grad.*", and a text "source" that names the implementation and its version. `make
+oracles` writes them anew; the tests only read them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def save(name: str, source: str, arrays: Arrays) -> None:
 
 
 def from_torch(name: str, source: str, f: Callable[..., Any], inputs: Arrays, seed: int = 0) -> None:
-    """Save what a torch function answers: y = f(**inputs) and the gradients of <cotangent, y> by float inputs."""
+    """Save what a torch function answers: y = f(**inputs) and the gradients of <cotangent, y> by float
+    inputs."""
     import torch
 
     given = {k: torch.tensor(v, requires_grad=v.dtype.kind == "f") for k, v in inputs.items()}
@@ -48,8 +49,8 @@ def load(name: str) -> Arrays:
 def compare(name: str, f: Callable[..., Any], tolerance: float) -> None:
     """Assert that y = f(**inputs) and its gradients are those of NAME.npz, relative to the largest element.
 
-    f takes and gives Tensors, under the names of the inputs. The tolerance is that of the oracle: 1e-10 where it
-    computes in float64, 1e-4 where it falls back to float32.
+    f takes and gives Tensors, under the names of the inputs. The tolerance is that of the oracle: 1e-10 where
+    it computes in float64, 1e-4 where it falls back to float32.
     """
     from minitf import Tensor
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from minitf import Tensor, ops
 from minitf.attention import linear_attention
+from minitf.blocks.mamba_block import Mamba
 from minitf.mixers.gated_delta_net import GatedDeltaNet
+from minitf.mixers.mamba2_ssd import Mamba2
+from minitf.mixers.selective_scan import selective_scan
 from minitf.nn import Module
 from tests.oracles.oracle import compare
 
@@ -20,14 +23,16 @@ def swapped(*arrays: Tensor) -> list[Tensor]:
     return [a.permute_dims((0, 2, 1, 3)) for a in arrays]
 
 
-def with_weights(layer: Module, weights: dict[str, Tensor]) -> Module:
-    """The layer with its parameters replaced: a name such as "wq" stands for `wq.weight`."""
+def with_weights(layer: Module, weights: dict[str, Tensor], **paths: str) -> Module:
+    """The layer with its parameters replaced: "wq" stands for `wq.weight`; `paths` says where others lie."""
     for name, value in weights.items():
-        inner = getattr(layer, name)
-        if isinstance(inner, Module):
-            vars(inner)["weight"] = value
-        else:
-            vars(layer)[name] = value
+        *path, last = paths.get(name, name).split(".")
+        owner: Any = layer
+        for part in path:
+            owner = getattr(owner, part)
+        if isinstance(getattr(owner, last), Module):
+            owner, last = getattr(owner, last), "weight"
+        setattr(owner, last, value)
     return layer
 
 
@@ -66,3 +71,24 @@ def test_gated_delta_net() -> None:
         return with_weights(GatedDeltaNet(8, heads=2, dtype="float64"), weights)(x)
 
     compare("gated_delta_net", run, SINGLE)
+
+
+def test_selective_scan() -> None:
+    compare("selective_scan", lambda **inputs: selective_scan(**inputs)[0], SINGLE)
+
+
+def test_mamba_block() -> None:
+    def run(h: Tensor, **weights: Tensor) -> Any:
+        layer = Mamba(4, states=3, rank=2, dtype="float64")
+        paths = {"conv_bias": "conv.bias", "a_log": "scan.a_log", "d": "scan.d", "bias": "scan.bias"}
+        return with_weights(layer, weights, **paths)(h)[0]
+
+    compare("mamba_block", run, SINGLE)
+
+
+def test_mamba2() -> None:
+    def run(x: Tensor, **weights: Tensor) -> Any:
+        layer = Mamba2(4, head_dim=2, states=3, dtype="float64")
+        return with_weights(layer, weights, conv_bias="conv.bias")(x)
+
+    compare("mamba2_ssd", run, SINGLE)

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from minitf.train import TextData
+from minitf.models import IGNORE
+from minitf.tasks import Copy, ListOps
+from minitf.train import ArrayData, TaskData, TextData
 
 
 def test_windows_come_from_their_part_and_targets_are_one_later() -> None:
@@ -86,3 +88,54 @@ def test_errors_say_what_fits() -> None:
     for fraction in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="validation fraction"):
             TextData(np.arange(50), context=4, validation=fraction)
+
+
+def rows_data(count: int = 10, held: int = 5, **options: bool) -> ArrayData:
+    learn = (np.arange(count)[:, None] * np.ones(3), np.arange(count))
+    return ArrayData(learn, (np.zeros((held, 3)), 100 + np.arange(held)), **options)
+
+
+def test_rows_of_arrays_stay_together() -> None:
+    data = rows_data()
+    x, labels = data.batch(np.random.default_rng(0), 200)
+    assert x.shape == (200, 3) and set(labels) == set(range(10)), "every row can be drawn"
+    assert np.array_equal(x[:, 0], labels), "images and labels are of different rows"
+    found = data.validation_batches(2, 9)
+    assert [len(labels) for _, labels in found] == [2, 2, 1], "all rows, each once"
+    assert np.concatenate([labels for _, labels in found]).tolist() == [100, 101, 102, 103, 104]
+    assert len(data.validation_batches(2, 1)[0][0]) == 2
+    assert rows_data(held=0).validation_batches(2, 2) == []
+    assert not data.accuracy and rows_data(accuracy=True).accuracy
+
+
+def test_descriptions_of_rows() -> None:
+    assert rows_data().describe() == rows_data().describe()
+    for other in (rows_data(count=11), rows_data(held=6)):
+        assert other.describe() != rows_data().describe()
+
+
+def test_rows_that_do_not_fit() -> None:
+    a, b = np.zeros((3, 2)), np.zeros(4)
+    for learn, held in (((a, b), (a, a)), ((a,), (a, a)), ((), ())):
+        with pytest.raises(ValueError, match="equally many rows"):
+            ArrayData(learn, held)
+    with pytest.raises(ValueError, match="no row to learn from"):
+        ArrayData((a[:0],), (a,))
+
+
+def test_samples_of_a_task_for_a_language_model() -> None:
+    data = TaskData(Copy(n=3, v=4))
+    tokens, targets = data.batch(np.random.default_rng(0), 5)
+    assert np.all(targets[:, :3] == IGNORE) and np.array_equal(targets[:, 3:], tokens[:, :3])
+    one, same = data.validation_batches(4, 2), data.validation_batches(4, 2)
+    assert all(np.array_equal(a, b) for x, y in zip(one, same) for a, b in zip(x, y)), "the same every time"
+    assert not np.array_equal(one[0][0], one[1][0]), "the batches are all alike"
+    assert (data.context, data.largest_id, data.accuracy) == (6, 4, True)
+    assert data.describe() == {"task": "Copy", "n": 3, "v": 4, "masked": True}
+
+
+def test_samples_of_a_task_for_an_encoder() -> None:
+    task = ListOps()
+    tokens, labels, mask = TaskData(task).batch(np.random.default_rng(0), 6)
+    assert np.array_equal(labels, task.oracle(tokens)[:, 0]) and np.array_equal(mask, tokens != 0)
+    assert len(TaskData(task, masked=False).batch(np.random.default_rng(0), 6)) == 2

@@ -125,9 +125,14 @@ def trainable(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(Tensor(x.data.copy(), requires_grad=x.dtype.kind == "f") for x in inputs)
 
 
-def gradients_of(y: Tensor, inputs: tuple[Tensor, ...], seed: int = 0) -> list[Array]:
-    """The gradients of <c, y> for a random c; zeros where y does not depend on an input."""
+def gradients_of(y: Tensor, inputs: tuple[Tensor, ...], again: bool = False) -> list[Array]:
+    """The gradients of <c, y> for a random c; zeros where y does not depend on an input.
+
+    again: keep what a further backward pass needs.
+    """
+    for x in inputs:
+        x.grad = None
     if y.requires_grad:
-        c = np.random.default_rng([seed, 1]).standard_normal(y.shape)
-        y.backward(c.astype(y.dtype))
+        c = np.random.default_rng([0, 1]).standard_normal(y.shape)
+        y.backward(c.astype(y.dtype), retain_graph=again)
     return [np.zeros(x.shape) if x.grad is None else x.grad.data for x in inputs]
