@@ -22,7 +22,7 @@ from .subject import Subject, subject
 
 # Every value that a field of a case may shrink to. Fields are tried in this order.
 LADDER = {
-    "t": [*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 64, 65, 70],
+    "t": [*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 64, 65, 70, 127, 128, 129],
     "w": [*range(1, 10)],
     "b": [1, 2, 3],
     "h": [1, 2, 4],
@@ -130,6 +130,7 @@ def corner_cases(one: Subject, size: str) -> list[Case]:
         found[1:1] = [Case(1, 70, 2, 2, 4, w=1)] if size == "large" else []
         found += [Case(2, 33, 1, 6, 5, w=1)] if size == "large" else []
         found += [Case(3, 8, 1, 24 if one.kind == "attention_function" else 16, 6, w=1)]
+        found += [Case(1, 130, 2, 2, 7, w=1)] if size == "large" else []
     return [replace(case, h=1, d=one.width) if one.width else case for case in found]
 
 

@@ -82,6 +82,33 @@ class NormalisesOverTheBatch(SoftmaxAttention):
         return super().forward(x - 0.01 * x.mean(axis=0, keepdims=True), **options)
 
 
+class LeaksGradientsInTheBatch(SoftmaxAttention):
+    """The values of the examples are their own; the gradient of a term that is worth zero is not."""
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        total = x.sum(axis=0, keepdims=True)
+        return super().forward(x, **options) + (total - stop_gradient(total))
+
+
+class KeepsOldWeights(SoftmaxAttention):
+    """Multiplies W_v and W_o once, and goes on with that product when they have changed."""
+
+    product: Any = None
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        if self.product is None:
+            self.product = self.wv.weight.data @ self.wo.weight.data
+        return super().forward(x, **options) + 0.1 * (x @ self.product)
+
+
+class DrawsInTraining(SoftmaxAttention):
+    """In training mode it adds noise that no seed controls."""
+
+    def forward(self, x: Tensor, *, mask: Any = None) -> Tensor:
+        y = super().forward(x, mask=mask)
+        return y + 1e-6 * np.random.default_rng().standard_normal(x.shape) if self.training else y
+
+
 class GradientSlightlyOff(SoftmaxAttention):
     """The value is right; the gradient is 0.1 % too large."""
 
@@ -180,6 +207,14 @@ class LooksLeft(GELUFFN):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 0.1 * x.mean(axis=-2, keepdims=True)
+
+
+class LooksLeftInGradientOnly(GELUFFN):
+    """The value of a token is its own; its gradient goes to all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.sum(axis=-2, keepdims=True)
+        return super().forward(x) + (total - stop_gradient(total))
 
 
 class StretchingRoPE(RoPE):

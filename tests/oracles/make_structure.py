@@ -29,7 +29,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from x_transformers.x_transformers import AlibiPositionalBias, CoPE, RotaryEmbedding
 from x_transformers.x_transformers import apply_rotary_pos_emb as rotated
 
-TORCH, HF, X = "torch", f"transformers {version('transformers')}", f"x-transformers {version('x-transformers')}"
+TORCH, HF, X = (
+    "torch",
+    f"transformers {version('transformers')}",
+    f"x-transformers {version('x-transformers')}",
+)
 CLIPPED = "Qualcomm-AI-research/outlier-free-transformers 1e59744 transformers_language/models/softmax.py"
 SIGMA = "apple/ml-sigma-reparam fea4e35 vision/layers.py"
 
@@ -156,7 +160,13 @@ def main() -> None:
         "mask": (normal(2, 1, 5, 6) < 0.5) | np.eye(5, 6, dtype=bool),
     }  # fmt: skip
     from_torch("softmax_attention", f"{TORCH} scaled_dot_product_attention", softmax_attention, inputs)
-    inputs = {"x": normal(2, 6, 8), "wq": normal(8, 8), "wk": normal(8, 4), "wv": normal(8, 4), "wo": normal(8, 8)}
+    inputs = {
+        "x": normal(2, 6, 8),
+        "wq": normal(8, 8),
+        "wk": normal(8, 4),
+        "wv": normal(8, 4),
+        "wo": normal(8, 8),
+    }
     from_torch("gqa", f"{TORCH} scaled_dot_product_attention(enable_gqa=True)", gqa, inputs)
     inputs = {
         "x": normal(2, 6, 8), "wqa": normal(8, 6), "q_norm": normal(6), "wqb": normal(6, 12),

@@ -1,7 +1,8 @@
 """Freeze what published code answers for token merging, adapters, quantisation, DiT and iTransformer.
 
 Run in this folder with a Python that has requirements-tokens.txt. Three repositories are on no package index:
-give the folder that holds their checkouts, named owner+name, as the argument; without it those are left alone.
+give the folder that holds their checkouts, named owner+name, as the argument; without it those are left
+alone.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def itransformer(folder: Path) -> None:
     rng, d = np.random.default_rng(4), 4
     config = SimpleNamespace(
         seq_len=10, pred_len=3, output_attention=False, use_norm=True, d_model=d, embed="timeF", freq="h",
-        dropout=0.0, class_strategy="projection", factor=1, n_heads=2, d_ff=4 * d, activation="gelu", e_layers=1,
+        dropout=0.0, class_strategy="projection", factor=1, n_heads=2, d_ff=4 * d, activation="gelu",
+        e_layers=1,
     )  # fmt: skip
     shapes = {
         "x": (2, 10, 3), "marks": (2, 10, 2), "embed": (10, d), "wq": (d, d), "wk": (d, d), "wv": (d, d),

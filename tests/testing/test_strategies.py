@@ -113,7 +113,7 @@ def test_corners_come_first(size: str, grid: str) -> None:
         "one token, and more than one example"
     )
     if grid == "1d":
-        assert max(c.t for c in corners) == {"small": 4, "medium": 17, "large": 70}[size]
+        assert max(c.t for c in corners) == {"small": 4, "medium": 17, "large": 130}[size]
     assert drawn_cases(one, size, 20, 2) == corners[:2]
     many = drawn_cases(one, size, 40, 30)
     assert many[: len(corners)] == corners and len(set(many)) == len(many) > len(corners)

@@ -14,6 +14,7 @@ from ..subject import Subject
 from .core import (
     LAYERS,
     MIXERS,
+    ROUNDING,
     check,
     close,
     flat,
@@ -89,18 +90,25 @@ def inputs_not_modified(subject: Subject, case: Case) -> None:
 
 @check()
 def batch_independent(subject: Subject, case: Case) -> None:
-    """Each example of a batch gives what it gives alone."""
-    layer, x = subject.layer(case), subject.inputs(case)
+    """Each example of a batch gives what it gives alone, and no gradient passes between them."""
+    layer, x = subject.layer(case), trainable(subject.inputs(case))
     alone = np.concatenate([run(layer, tuple(v[i : i + 1] for v in x)).data for i in range(case.b)])
-    close(alone, run(layer, x), "examples alone and in their batch differ")
+    y = run(layer, x)
+    close(alone, y, "examples alone and in their batch differ")
+    for g in gradients_of(y[:1], x):
+        size = np.max(np.abs(g[1:]), initial=0.0)
+        assert size <= ROUNDING, f"the gradient of the first example reaches others ({size:.2g})"
 
 
 @check(kinds=("channel_mixer",))
 def token_wise(subject: Subject, case: Case) -> None:
-    """A token alone gives what it gives among others."""
-    layer, x = subject.layer(case), subject.inputs(case)[0]
-    alone = np.stack([run(layer, (x[:, t],)).data for t in range(case.t)], axis=1)
-    close(alone, run(layer, (x,)), "tokens alone and among others differ")
+    """A token alone gives what it gives among others, and no gradient passes between them."""
+    layer, x = subject.layer(case), trainable(subject.inputs(case))
+    alone = np.stack([run(layer, (x[0][:, t],)).data for t in range(case.t)], axis=1)
+    y = run(layer, x)
+    close(alone, y, "tokens alone and among others differ")
+    size = np.max(np.abs(gradients_of(y[:, :1], x)[0][:, 1:]), initial=0.0)
+    assert size <= ROUNDING, f"the gradient of the first token reaches others ({size:.2g})"
 
 
 def views(a: Array) -> list[tuple[str, Array]]:
@@ -165,6 +173,9 @@ def state_dict_round_trip(subject: Subject, case: Case) -> None:
     one, two = subject.layer(case), subject.layer(replace(case, seed=case.seed + 1))
     assert isinstance(one, Module), f"{type(one).__name__} has no state_dict: derive it from minitf.nn.Module"
     state = one.state_dict()
+    if subject.kind != "position":
+        # What it keeps from a run must not outlive the parameters that it came from.
+        run(two, subject.inputs(case))
     two.load_state_dict(state)
     for key, value in two.state_dict().items():
         assert np.array_equal(value, state[key]), f"{key} did not survive the round trip"

@@ -75,6 +75,11 @@ def takes_any_length(subject: Subject) -> str:
     return "built for one grid of tokens" if "fixed_grid" in subject.claims else ""
 
 
+def can_be_rebuilt(subject: Subject) -> str:
+    """For checks that build with options: an instance is what it is."""
+    return "" if subject.accepts else "an instance or a factory without arguments cannot be built otherwise"
+
+
 def has_identities(subject: Subject) -> str:
     found = identities_of(subject.home) if isinstance(subject.home, type) else []
     return "" if found else "its file has no identities"

@@ -11,7 +11,7 @@ from minitf.engine import Array, Tensor
 from minitf.nn import Case
 
 from ..subject import Subject
-from .core import LAYERS, check, close, gradients_of, run, trainable
+from .core import LAYERS, can_be_rebuilt, check, close, gradients_of, run, trainable
 
 
 def streamed(layer: Any, x: Tensor, first: int, second: int) -> Tensor:
@@ -44,7 +44,9 @@ def streamed(layer: Any, x: Tensor, first: int, second: int) -> Tensor:
 def streams(subject: Subject, case: Case) -> None:
     """Steps, and one or two prefills then steps, equal the whole; a state may be continued twice."""
     options: dict[str, Any] = (
-        {"chunk": 1 + case.seed % 5} if "chunked" in subject.claims and case.seed % 2 else {}
+        {"chunk": 1 + case.seed % 5}
+        if subject.accepts and "chunked" in subject.claims and case.seed % 2
+        else {}
     )
     layer, x = subject.layer(case, **options), subject.inputs(case)[0]
     whole = run(layer, (x,))
@@ -68,7 +70,7 @@ def streams(subject: Subject, case: Case) -> None:
     )
 
 
-@check(kinds=LAYERS, claim="chunked", share=0.3, size="medium")
+@check(kinds=LAYERS, claim="chunked", needs=can_be_rebuilt, share=0.3, size="medium")
 def every_chunk_size(subject: Subject, case: Case) -> None:
     """Cut into chunks of any size, the sequence gives the same outputs and gradients."""
     expected: tuple[Tensor, list[Array]] | None = None

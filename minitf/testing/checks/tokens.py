@@ -14,6 +14,7 @@ from ..subject import Subject
 from .core import (
     MIXERS,
     ROUNDING,
+    can_be_rebuilt,
     changed,
     check,
     close,
@@ -28,7 +29,7 @@ from .core import (
 
 def splits(case: Case) -> list[int]:
     """Where to part the tokens in an early and a late half: the ends, the middle, tile edges, anywhere."""
-    chosen = {1, case.t // 2, case.t - 1, 16, 32, 64, case.seed % case.t}
+    chosen = {1, case.t // 2, case.t - 1, 16, 32, 64, 128, case.seed % case.t}
     return sorted(t for t in chosen if 0 < t < case.t)
 
 
@@ -87,11 +88,15 @@ def shuffled(subject: Subject, case: Case, a: Array) -> Array:
     return np.take(flat, order, axis=start).reshape(a.shape)
 
 
-@check(kinds=MIXERS, claim="permutation_equivariant")
+def without_causal(subject: Subject) -> str:
+    return can_be_rebuilt(subject) if "permutation_equivariant_without_causal" in subject.claims else ""
+
+
+@check(kinds=MIXERS, claim="permutation_equivariant", needs=without_causal)
 def permutation_equivariant(subject: Subject, case: Case) -> None:
     """Tokens in another order give the same outputs in that order: there is no notion of place."""
-    without_causal = "permutation_equivariant_without_causal" in subject.claims
-    options: dict[str, Any] = {"causal": False} if without_causal else {}
+    only_then = "permutation_equivariant_without_causal" in subject.claims
+    options: dict[str, Any] = {"causal": False} if only_then else {}
     layer, x = subject.layer(case, **options), subject.inputs(case)
     moved = run(layer, changed(subject, x, lambda v: shuffled(subject, case, v)))
     close(moved, shuffled(subject, case, run(layer, x).data), "permuted inputs and permuted outputs differ")
