@@ -19,7 +19,7 @@ PIP := python -m pip install --quiet --disable-pip-version-check
 # The suite runs in two processes; more BLAS threads than one each would only get in each other's way.
 TEST_ENV := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: help demo test lint bench lessons test-matrix parity clean
+.PHONY: help demo test lint bench lessons test-matrix parity oracles clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -47,6 +47,10 @@ test-matrix:  ## run the test suite on Python 3.11 to 3.13, each with the oldest
 parity: .venvs/parity/.ready  ## compare with torch, transformers, autograd and jax (installs them, several GB)
 	$(TEST_ENV) .venvs/parity/bin/python -m pytest -m parity
 
+oracles: .venvs/oracles/.ready  ## write the frozen answers of published code anew (installs it, several GB)
+	cd tests/oracles && for make in make_*.py; do \
+	  ../../.venvs/oracles/bin/python $$make $(if $(CHECKOUTS),"$(abspath $(CHECKOUTS))"); done
+
 clean:  ## remove the environments and what tools left behind (runs/ stays)
 	rm -rf .venv .venvs build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -67,6 +71,15 @@ clean:  ## remove the environments and what tools left behind (runs/ stays)
 	@$(FIND_PYTHON); echo "Installing minitf and its oracles into .venvs/parity. This happens once and takes some minutes."; \
 	"$$py" -m venv .venvs/parity
 	@.venvs/parity/bin/$(PIP) --editable ".[dev,parity]"
+	@touch $@
+
+# torch and transformers bring what they need; the others are asked for without their dependencies, among which
+# some name another torch.
+.venvs/oracles/.ready: $(wildcard tests/oracles/requirements*.txt)
+	@$(FIND_PYTHON); echo "Installing published implementations into .venvs/oracles. This takes some minutes."; \
+	"$$py" -m venv .venvs/oracles
+	@.venvs/oracles/bin/$(PIP) --requirement tests/oracles/requirements.txt
+	@for list in tests/oracles/requirements-*.txt; do .venvs/oracles/bin/$(PIP) --no-deps --requirement "$$list"; done
 	@touch $@
 
 .venv/bin/python:

@@ -18,8 +18,8 @@
     trend  (B, N, C)                                  c0 (B, N0, C)    the series itself, not embedded
     prediction  (B, horizon, C)
 
-AC is auto-correlation, with context c in the second place; FF is gelu(x W1) W2 without biases; conv runs around
-the circle with 3 taps, D -> C, no bias. kappa is odd, 25 unless given.
+AC is auto-correlation, with context c in the second place; FF is gelu(x W1) W2 without biases; conv runs
+around the circle with 3 taps, D -> C, no bias. kappa is odd, 25 unless given.
 
 The block of the catalogue is the encoder layer. A constant in time is all trend: biases behind the values of
 AC change nothing, and one token alone gives zeros.

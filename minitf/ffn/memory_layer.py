@@ -192,7 +192,7 @@ def probabilities(case: Case) -> tuple[Tensor, Any]:
 
 
 @identity(
-    "slopes by z_j, u = 2 (1 - sigmoid(2|z_j|)), A = sum |z|: sign(z_j) u p, and sign(z_j) (1 + A u) p for 'code'"
+    "slopes by z_j: sign(z_j) u p for 'paper', sign(z_j) (1 + A u) p for 'code', u = 2 (1 - sigmoid(2|z_j|))"
 )
 def slopes(case: Case) -> tuple[Tensor, Any]:
     z = case.tokens().reshape((-1, case.dim))

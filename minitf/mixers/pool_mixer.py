@@ -7,8 +7,8 @@
 Nothing is learned, and no channel meets another. At the border the mean is over the cells that exist, so a
 constant map gives 0 everywhere. The input is taken away because a block's skip path adds it back.
 
-Cost: 3 k a N D operations on a grid of `a` axes, one axis after the other; the mean over the window at once
-would take k^a N D. No parameters.
+Cost: k a N D operations on a grid of `a` axes, one axis after the other; the window at once would take
+k^a N D. No parameters.
 Source: MetaFormer Is Actually What You Need for Vision, Yu et al., arXiv:2111.11418, 2021, equation 4.
 Differs from the paper: none known; grids of any number of axes.
 Numerics: sums first, one division after.
@@ -33,14 +33,14 @@ CARD = Card(
     causal=False,
     streams=False,
     grid="nd",
-    complexity="4 k N D",
+    complexity="2 k N D",
     properties=("batch_independent",),
     basis="published code: sail-sg/poolformer models/poolformer.py",
 )
 
 
 def box_mean(x: Tensor, size: int) -> Tensor:
-    """The mean of the existing cells in a window of `size` on each axis, around every cell of (B, *grid, D)."""
+    """The mean of the cells of (B, *grid, D) in a window of `size` on each axis, as far as they exist."""
     axes = range(1, x.ndim - 1)
     count = np.ones((1, *x.shape[1:-1], 1), x.dtype)
     for axis in axes:

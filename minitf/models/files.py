@@ -245,14 +245,14 @@ def fill(model_class: Any, config: Any, arrays: Arrays, folder: Path, **options:
             f"{folder / WEIGHTS} does not fit {CONFIG}: it has {depth} blocks and {name} {found}, "
             f"but the config says {config.depth} and {shape}; use two files of one save"
         )
-    wrong = [n for n, a in arrays.items() if a.dtype != table.dtype or a.dtype.kind != "f"]
-    if wrong:
-        raise FileError(
-            f"{folder / WEIGHTS}: {wrong[0]} is {arrays[wrong[0]].dtype} and {name} {table.dtype}, "
-            "but all weights must be of one floating-point type"
-        )
+    words = "all weights must be of one floating-point type, and integers where the model has them"
+    if table.dtype.kind != "f":
+        raise FileError(f"{folder / WEIGHTS}: {name} is {table.dtype}, but {words}")
     try:
         model = model_class(config, dtype=table.dtype, **options)
+        for n, own in model.state_dict().items():
+            if n in arrays and arrays[n].dtype not in (own.dtype, table.dtype if own.dtype.kind == "f" else own.dtype):
+                raise FileError(f"{folder / WEIGHTS}: {n} is {arrays[n].dtype} and {name} {table.dtype}, but {words}")
         model.load_state_dict(arrays)
     except (TypeError, ValueError, LookupError, MemoryError) as error:
         why = str(error) or "not enough memory"

@@ -171,3 +171,13 @@ def test_errors() -> None:
     for classes in (0, 2.0, True):
         with pytest.raises(ValueError, match="classes must be a positive integer or None"):
             Encoder(Config(vocab=5), classes=classes)
+
+
+def test_accuracy_is_the_share_of_right_labels() -> None:
+    model, tokens, labels = build(classes=4), tokens_of(), np.array([2, 0, 3])
+    real = np.arange(7) < np.array([7, 2, 1])[:, None]
+    for mask in (None, real):
+        right = model(tokens, mask).data.argmax(axis=1) == labels
+        assert model.accuracy(tokens, labels, mask) == right.mean()
+    with pytest.raises(ValueError, match="without classes has no accuracy"):
+        build().accuracy(tokens, labels)

@@ -289,3 +289,16 @@ def test_importing_models_is_light() -> None:
     code = f"import sys, minitf.models; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]", f"importing minitf.models also imports {out.strip()}"
+
+
+def test_targets_that_do_not_count() -> None:
+    model, tokens = build(dropout=0.5).eval(), tokens_of()
+    targets = tokens_of(seed=1)
+    z = model(tokens).data
+    each = np.log(np.exp(z).sum(axis=-1)) - np.take_along_axis(z, targets[..., None], axis=-1)[..., 0]
+    right = z.argmax(axis=-1) == targets
+    counts = np.random.default_rng(2).random(targets.shape) < 0.4
+    hidden = np.where(counts, targets, -1)
+    assert abs(float(model.loss(tokens, hidden)) - each[counts].mean()) <= 1e-12
+    assert model.accuracy(tokens, hidden) == right[counts].mean()
+    assert model.train().accuracy(tokens, targets) == right.mean() and model.training, "dropout must not act"

@@ -1,7 +1,8 @@
 """Freeze what published code answers for the structure of attention: heads, maps, positions, spectral norms.
 
-Run in this folder with a Python that has requirements-structure.txt. Two repositories are on no package index: give
-the folder that holds their checkouts, named owner+name, as the argument; without it those are left alone.
+Run in this folder with a Python that has requirements-structure.txt. Two repositories are on no package
+index: give the folder that holds their checkouts, named owner+name, as the argument; without it those are left
+alone.
 """
 
 from __future__ import annotations
@@ -204,7 +205,8 @@ def published(checkouts: Path) -> None:
     from_torch("clipped_softmax", f"{CLIPPED} clipped_softmax", clipped_softmax, inputs)
 
     # timm is imported for a helper of convolutions only.
-    sys.modules["timm.models.layers"] = ModuleType("timm.models.layers")
+    for name in ("timm", "timm.models", "timm.models.layers"):
+        sys.modules[name] = ModuleType(name)
     sys.modules["timm.models.layers"].to_2tuple = lambda size: (size, size)  # type: ignore[attr-defined]
     layers = file(checkouts / "apple+ml-sigma-reparam/vision/layers.py")
 

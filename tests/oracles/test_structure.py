@@ -46,7 +46,6 @@ def test_gqa() -> None:
 def test_mla() -> None:
     def run(x: Tensor, **weights: Tensor) -> Any:
         layer = MLA(8, heads=2, nope_dim=4, rope_dim=2, value_dim=3, kv_rank=5, q_rank=6, dtype="float64")
-        weights["q_norm"], weights["kv_norm"] = weights.pop("q_norm"), weights.pop("kv_norm")
         return with_weights(layer, weights)(x)
 
     compare("mla", run, SINGLE)

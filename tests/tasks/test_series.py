@@ -14,7 +14,7 @@ from minitf.tasks.series import fill_gaps, windows
 def test_digits_are_split_once_and_for_all() -> None:
     (learn, labels), (test, test_labels) = split_digits()
     assert learn.shape == (1437, 8, 8) and test.shape == (360, 8, 8) and learn.dtype == np.float32
-    assert 0.0 <= min(learn.min(), test.min()) and max(learn.max(), test.max()) == 1.0
+    assert min(learn.min(), test.min()) >= 0.0 and max(learn.max(), test.max()) == 1.0
     images, all_labels = load_digits()
     rows = {(tuple(a.ravel()), int(b)) for a, b in zip(images / 16, all_labels)}
     ours = {(tuple(a.ravel()), int(b)) for a, b in zip([*learn, *test], [*labels, *test_labels])}

@@ -14,7 +14,17 @@ import pytest
 import minitf as mt
 from minitf import ops
 from minitf.nn import Module, Parameter
-from minitf.train import AdamW, TextData, TrainConfig, TrainingError, clip_grad_norm, evaluate, fit, read_rows
+from minitf.train import (
+    AdamW,
+    ArrayData,
+    TextData,
+    TrainConfig,
+    TrainingError,
+    clip_grad_norm,
+    evaluate,
+    fit,
+    read_rows,
+)
 from minitf.train.loop import make_optimizer, train_step
 
 
@@ -323,3 +333,44 @@ def test_saving_less_often_changes_nothing_else(tmp_path: Path, tiny: Any) -> No
     a, b = tiny.run(tmp_path / "a", 6, save_every=1), tiny.run(tmp_path / "b", 6, save_every=0)
     assert [row["loss"] for row in a.rows] == [row["loss"] for row in b.rows]
     assert replace(a, rows=[], seconds=0.0) == replace(b, rows=[], seconds=0.0)
+
+
+def test_any_batch_and_the_accuracy_of_the_model(tmp_path: Path) -> None:
+    class Line(Module):
+        """y = w x with a squared error, a third array of weights, and a share of small errors."""
+
+        nats = False
+
+        def __init__(self) -> None:
+            self.w = Parameter(np.zeros(1))
+
+        def errors(self, x: Any, y: Any) -> Any:
+            return ops.square(self.w * x - y)
+
+        def loss(self, x: Any, y: Any, weight: Any, rng: Any = None) -> Any:
+            return (weight * self.errors(x, y)).mean()
+
+        def accuracy(self, x: Any, y: Any, weight: Any) -> float:
+            return float(np.mean(self.errors(x, y).data <= 0.01))
+
+    x = np.linspace(-1.0, 1.0, 21)
+    parts = (x, 3.0 * x, np.ones(21))
+    events: list[dict[str, Any]] = []
+    config = quick(steps=100, eval_every=50, accumulate=2, weight_decay=0.0, clip=None)
+    history = fit(
+        Line(), ArrayData(parts, parts, accuracy=True), config, tmp_path / "a", on_event=events.append
+    )
+    assert history.val_accuracy == 1.0, f"w x = 3 x was not learned: {history.val_accuracy}"
+    assert history.rows[0]["bits"] is None and history.rows[-1]["val_bits"] is None, "no bits of an error"
+    told = [e for e in events if e["event"] == "eval"]
+    assert [e["val_accuracy"] for e in told] == [history.rows[49]["val_accuracy"], 1.0]
+    lines = (tmp_path / "a" / "log.csv").read_text().splitlines()
+    column = lines[0].split(",").index("val_accuracy")
+    assert lines[1].split(",")[column] == "" and float(lines[100].split(",")[column]) == 1.0
+    plain = fit(Line(), ArrayData(parts, parts), quick(), tmp_path / "b")
+    assert plain.val_accuracy is None and plain.val_loss is not None
+
+
+def test_evaluation_of_something_else_than_the_loss(tiny: Any) -> None:
+    model, batch = tiny.model(), tiny.text_data().batch(np.random.default_rng(0), 5)
+    assert abs(evaluate(model, [batch], "accuracy") - model.accuracy(*batch)) <= 1e-12

@@ -53,7 +53,8 @@ CARD = Card(
     properties=("norm_preserving",),
     basis="published code: deepseek-ai/DeepSeek-V3 inference/model.py; lucidrains/x-transformers",
     parity=(
-        "transformers 5.23.0 LlamaRotaryEmbedding with apply_rotary_pos_emb, default, linear and yarn",
+        "x-transformers 2.31.10 RotaryEmbedding: all, linear, NTK, partial",
+        "transformers 5.23.0 LlamaRotaryEmbedding: default, linear, YaRN",
         "transformers 5.23.0 apply_rotary_pos_emb_interleave of DeepSeek-V3",
     ),
 )
