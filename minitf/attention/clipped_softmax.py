@@ -14,7 +14,7 @@ the activations behind them, grow without end to come close to 0. No gradient pa
 
 Cost: 8 N D^2 for the maps and 4 N^2 D for the heads, and three operations more for each weight.
 Source: Quantizable Transformers: Removing Outliers by Helping Attention Heads Do Nothing, Bondarenko et al.,
-arXiv:2306.12929, 2023, equation 4.
+arXiv:2306.12929, 2023.
 Differs from the published code: zeta is called eta there. One gamma does not serve all lengths: `alpha` sets
 gamma = -alpha / T for the training length T = `context`, whatever the length of the input.
 Numerics: p of a hidden key is 0, hence A is 0; a query that sees nothing gives zeros.

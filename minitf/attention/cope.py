@@ -16,7 +16,7 @@ key j and token i itself count.
 
 Cost: 8 N D^2 for the maps, 4 N^2 D + 2 N D P for scores, values and z, and about 12 N^2 H for the positions.
 Source: Contextual Position Encoding: Learning to Count What's Important, Golovneva et al., arXiv:2405.18719,
-2024, equations 3 to 5.
+2024.
 Differs from the paper: nothing that its listing says. UNSURE whether the gates see the scores before or after
 the division by sqrt(d), which the listing leaves to its caller: after it, here.
 Numerics: p passes a gradient through w only, z[ceil p] - z[floor p]; none where p is cut off at P - 1. A

@@ -59,7 +59,7 @@ CARD = Card(
     grid="1d",
     complexity="8 N D^2 + 12 N^2 H d",
     properties=("causal", "streams", "batch_independent"),
-    basis="published code: microsoft/unilm Diff-Transformer/multihead_diffattn.py, multihead_flashdiff_1.py",
+    basis="published code: microsoft/unilm Diff-Transformer/multihead_diffattn.py",
     parity=("transformers 5.23.0 DiffLlamaAttention",),
 )
 

@@ -21,8 +21,7 @@ Source: Rethinking Attention with Performers, Choromanski et al., arXiv:2009.147
 theorem 2; eps, c and the length of rows as in google-research/performer.
 Differs from the paper: published code takes c over all keys, future ones too, which leaks through eps: here
 the causal form has eps = 0. Its Q of a QR factorisation has columns of a preferred sign, which biases the
-estimate (by 14 % at d = 4, |q' + k'| = 0.75); here the signs are those that make R positive. Om stays as it
-is until `redraw`.
+estimate (by 14 % at d = 4, |q' + k'| = 0.75); here the signs are those that make R positive.
 Numerics: where eps = 0, c counts - |x'|^2 / 2 too. A denominator of at most 1e-6 gets 2e-6 added, as in
 published code: queries whose features all vanish give zeros. Errors grow as exp(|q' + k'|^2 / 2).
 """

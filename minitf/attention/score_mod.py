@@ -7,19 +7,18 @@
     lse_i = log sum_j exp(s_ij)
     y    = merge(o) W_o
 
-    q, o  (B, H, N, d)    k, v  (B, G, S, d), head h uses h // (H / G)    lse  (B, H, N)    x, y  (B, N, D)
+    q, o  (B, H, N, d)    k, v  (B, G, S, d), head h uses h // (H / G)    lse  (B, H, N)
+    x, y  (B, N, D)
 
-The functions are called with integer arrays b (B, 1, 1, 1), h (1, H, 1, 1), i (1, 1, N, 1), j (1, 1, 1, S), or
-with parts of them, and with the scores as a Tensor (B, H, N, S); they give what broadcasts to (B, H, N, S). A
-score_mod that holds Tensors, or is a Module, is trained with the rest.
+The functions are called with integer arrays b (B, 1, 1, 1), h (1, H, 1, 1), i (1, 1, N, 1), j (1, 1, 1, S),
+or with parts of them, and with the scores as a Tensor (B, H, N, S); they give what broadcasts to that shape.
+A score_mod that is a Module is trained with the rest. Ready-made ones stand below the layer, each with its
+identities: alibi, soft_cap, relative_bias, graph_bias; causal, sliding_window, dilated, prefix_lm, document,
+neighbourhood, and_masks, or_masks.
 
 Block form: the plane of i and j is cut in tiles. A tile is EMPTY if no pair in it is visible, FULL if all are,
 else PARTIAL. Only tiles that are not empty are computed, row block by row block, in an online softmax; only
 partial ones apply the mask. Any tile size gives the same result.
-
-Functions of this file, i the query and j the key:
-    scores  alibi, soft_cap, relative_bias, graph_bias
-    masks   causal, sliding_window, dilated, prefix_lm, document, neighbourhood; and_masks, or_masks
 
 Cost: 8 N D^2 for the maps and 4 D for each pair in a tile that is not empty: 2 N^2 D for the causal mask.
 Which tiles are empty is found by asking mask_mod about each pair once.
@@ -35,7 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -77,72 +76,14 @@ MaskMod = Callable[..., Any]
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
 
-def alibi(heads: int) -> ScoreMod:
-    """s + (j - i) 2^(-8 (h + 1) / H): later keys nearer, under a causal mask."""
-    return lambda s, b, h, i, j: s + (j - i) * 2.0 ** (-8.0 * (h + 1) / heads)
-
-
-def soft_cap(cap: float) -> ScoreMod:
-    """cap tanh(s / cap): between -cap and cap."""
-    return lambda s, b, h, i, j: cap * ops.tanh(s / cap)
-
-
-def relative_bias(table: Tensor) -> ScoreMod:
-    """s + table[h, i - j], distances cut at R on both sides: table (H, 2 R + 1), distance 0 in the middle."""
-    reach = table.shape[1] // 2
-    return lambda s, b, h, i, j: s + table[h, np.clip(i - j, -reach, reach) + reach]
-
-
-def graph_bias(table: Tensor, distances: Array) -> ScoreMod:
-    """s + table[distances[i, j]]: table (L,), distances (N, N) integers such as shortest paths."""
-    return lambda s, b, h, i, j: s + table[distances[i, j]]
-
-
 def causal(b: Array, h: Array, i: Array, j: Array) -> Any:
     """j <= i"""
     return j <= i
 
 
-def sliding_window(width: int) -> MaskMod:
-    """0 <= i - j <= width: the token itself and `width` before it."""
-    return lambda b, h, i, j: (j <= i) & (i - j <= width)
-
-
-def dilated(width: int, step: int) -> MaskMod:
-    """|i - j| <= width, and a multiple of `step`."""
-    return lambda b, h, i, j: (abs(i - j) <= width) & (abs(i - j) % step == 0)
-
-
-def prefix_lm(prefix: int) -> MaskMod:
-    """j < prefix or j <= i"""
-    return lambda b, h, i, j: (j < prefix) | (j <= i)
-
-
-def document(ids: Array, inner: MaskMod = causal) -> MaskMod:
-    """ids[i] == ids[j], and `inner` at positions counted from the start of each document; ids (N,)."""
-    starts = np.array([np.flatnonzero(ids == one)[0] for one in ids], dtype=int)
-    return lambda b, h, i, j: (ids[i] == ids[j]) & inner(b, h, i - starts[i], j - starts[j])
-
-
-def neighbourhood(rows: int, columns: int, size: int) -> MaskMod:
-    """On a grid of rows x columns cells, the size x size cells around cell i, moved inwards at the border."""
-    half = size // 2
-
-    def mask(b: Array, h: Array, i: Array, j: Array) -> Any:
-        row, column = (np.clip(at, half, n - 1 - half) for at, n in zip(divmod(i, columns), (rows, columns)))
-        return (abs(row - j // columns) <= half) & (abs(column - j % columns) <= half)
-
-    return mask
-
-
 def and_masks(*masks: MaskMod) -> MaskMod:
     """Visible where all of them say so."""
     return lambda b, h, i, j: np.logical_and.reduce(np.broadcast_arrays(*(m(b, h, i, j) for m in masks)))
-
-
-def or_masks(*masks: MaskMod) -> MaskMod:
-    """Visible where one of them says so."""
-    return lambda b, h, i, j: np.logical_or.reduce(np.broadcast_arrays(*(m(b, h, i, j) for m in masks)))
 
 
 def unchanged(s: Tensor, b: Array, h: Array, i: Array, j: Array) -> Tensor:
@@ -153,26 +94,16 @@ def everything(b: Array, h: Array, i: Array, j: Array) -> Any:
     return np.ones((1, 1, i.size, j.size), dtype=bool)
 
 
-class Places(NamedTuple):
-    """The indices that the functions are called with."""
-
-    b: Array
-    h: Array
-    i: Array
-    j: Array
-
-
-def places(batch: int, heads: int, queries: Any, keys: Any) -> Places:
-    """b (B, 1, 1, 1), h (1, H, 1, 1), i (1, 1, N, 1), j (1, 1, 1, S) for ranges of queries and keys."""
-    axes = np.arange(batch), np.arange(heads), np.asarray(queries), np.asarray(keys)
-    return Places(*np.ix_(*axes))
+def places(shape: tuple[int, ...], queries: range, keys: range) -> tuple[Array, ...]:
+    """b (B, 1, 1, 1), h (1, H, 1, 1), i (1, 1, N, 1), j (1, 1, 1, S) for heads of `shape` (B, H, ...)."""
+    return np.ix_(range(shape[0]), range(shape[1]), queries, keys)
 
 
 def dense_scores(
     q: Tensor, k: Tensor, score_mod: ScoreMod, mask_mod: MaskMod, scale: float | None = None, at: Any = None
 ) -> Tensor:
-    """s (B, H, N, S), -inf where hidden. at: `Places`, if q or k do not start at 0."""
-    at = places(*q.shape[:2], range(q.shape[2]), range(k.shape[2])) if at is None else at
+    """s (B, H, N, S), -inf where hidden. at: `places`, if q does not start at 0."""
+    at = places(q.shape, range(q.shape[2]), range(k.shape[2])) if at is None else at
     return ops.where(mask_mod(*at), score_mod(ops.attention_scores(q, k, scale=scale), *at), -math.inf)
 
 
@@ -186,11 +117,10 @@ def dense(
 
 def block_mask(mask_mod: MaskMod, shape: tuple[int, int, int, int], tile: int) -> Array:
     """EMPTY, PARTIAL or FULL for each tile of a mask of `shape` (B, H, N, S): (N / tile, S / tile), up."""
-    b, h, n, s = shape
+    n, s = shape[2:]
     kinds = np.zeros((-(-n // tile), -(-s // tile)), dtype=int)
     for row, column in np.ndindex(kinds.shape):
-        at = places(b, h, span(row, tile, n), span(column, tile, s))
-        visible = np.asarray(mask_mod(*at))
+        visible = np.asarray(mask_mod(*places(shape, span(row, tile, n), span(column, tile, s))))
         kinds[row, column] = FULL if visible.all() else PARTIAL if visible.any() else EMPTY
     return kinds
 
@@ -201,40 +131,30 @@ def span(block: int, tile: int, n: int) -> range:
 
 
 def tiled(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    score_mod: ScoreMod,
-    mask_mod: MaskMod,
-    tile: int,
-    kinds: Array | None = None,
-    scale: float | None = None,
+    q: Tensor, k: Tensor, v: Tensor, score_mod: ScoreMod, mask_mod: MaskMod, tile: int, scale: Any = None
 ) -> tuple[Tensor, Tensor]:
-    """The same o and lse from the tiles that are not empty. kinds: `block_mask`, if it is known already."""
+    """The same o and lse, from the tiles that are not empty."""
     (b, h, n, _), s_len = q.shape, k.shape[2]
-    kinds = block_mask(mask_mod, (b, h, n, s_len), tile) if kinds is None else kinds
+    kinds = block_mask(mask_mod, (b, h, n, s_len), tile)
     outputs, sums = [], []
     for row in range(len(kinds)):
         queries = span(row, tile, n)
+        q_tile = q[:, :, queries.start : queries.stop]
         shape = (b, h, len(queries), 1)
         # The largest score so far, sum of exp(s - m), and that sum with values.
         m, z = np.full(shape, -np.inf, q.dtype), ops.zeros(shape, dtype=q.dtype)
         o = ops.zeros((b, h, len(queries), v.shape[-1]), dtype=q.dtype)
         for column in np.flatnonzero(kinds[row]):
             keys = span(int(column), tile, s_len)
-            at, q_part, cut = (
-                places(b, h, queries, keys),
-                q[:, :, queries.start : queries.stop],
-                slice(keys.start, keys.stop),
-            )
+            k_tile, v_tile = (x[:, :, keys.start : keys.stop] for x in (k, v))
             mask = everything if kinds[row, column] == FULL else mask_mod
-            s = dense_scores(q_part, k[:, :, cut], score_mod, mask, scale, at)
+            s = dense_scores(q_tile, k_tile, score_mod, mask, scale, places(q.shape, queries, keys))
             m_new = np.maximum(m, s.data.max(axis=-1, keepdims=True))
             safe = np.where(m_new == -np.inf, 0.0, m_new).astype(q.dtype)
             # What was summed before shrinks by exp(m - m').
             shrink, p = np.exp(m - safe), ops.exp(s - safe)
             z = z * shrink + p.sum(axis=-1, keepdims=True)
-            o = o * shrink + ops.apply_weights(p, v[:, :, cut])
+            o = o * shrink + ops.apply_weights(p, v_tile)
             m = m_new
         nothing = z.data == 0.0
         z = ops.where(nothing, 1.0, z)
@@ -267,43 +187,36 @@ class ScoreModAttention(Module):
         score_mod: ScoreMod | None = None,
         mask_mod: MaskMod | None = None,
         causal: bool = True,
-        tile: int = 64,
+        tile: int = 32,
         scale: float | None = None,
         bias: bool = False,
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
         kv_heads = heads if kv_heads is None else kv_heads
-        if dim % heads or kv_heads < 1 or heads % kv_heads:
+        if dim % heads or kv_heads < 1 or heads % kv_heads or tile < 1:
             raise ValueError(
-                f"heads={heads} must divide dim={dim}, and kv_heads={kv_heads} must divide heads"
+                f"dim={dim} must be a multiple of heads={heads}, those of kv_heads={kv_heads}; "
+                f"tile={tile} at least 1"
             )
-        if tile < 1:
-            raise ValueError(f"tile={tile} must be at least 1")
         rng = init.generator(seed)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.score_mod = unchanged if score_mod is None else score_mod
         self.mask_mod = everything if mask_mod is None else mask_mod
         self.causal, self.tile, self.scale = causal, tile, scale
         self.wq = Linear(dim, dim, bias, rng, dtype=dtype)
-        self.wk = Linear(dim, kv_heads * self.head_dim, bias, rng, dtype=dtype)
-        self.wv = Linear(dim, kv_heads * self.head_dim, bias, rng, dtype=dtype)
+        width = kv_heads * self.head_dim
+        self.wk, self.wv = (Linear(dim, width, bias, rng, dtype=dtype) for _ in range(2))
         self.wo = Linear(dim, dim, bias, rng, dtype=dtype)
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        mask: Any = None,
-        context: Tensor | None = None,
-        rng: np.random.Generator | None = None,
+        self, x: Tensor, *, mask: Any = None, context: Tensor | None = None, rng: Any = None
     ) -> Tensor:
         """Mix x (B, N, D). context: (B, S, D), whose tokens are the keys. mask: as for softmax attention."""
         q, k, v = self._heads(x, x if context is None else context)
         visible = self._visible(mask, context is None, (*q.shape[:3], k.shape[2]))
-        return self.wo(
-            ops.merge_heads(tiled(q, k, v, self.score_mod, visible, self.tile, scale=self.scale)[0])
-        )
+        o, _ = tiled(q, k, v, self.score_mod, visible, self.tile, self.scale)
+        return self.wo(ops.merge_heads(o))
 
     def weights(self, x: Tensor, *, mask: Any = None, context: Tensor | None = None) -> Tensor:
         """softmax(s) (B, H, N, S)."""
@@ -341,10 +254,28 @@ class ScoreModAttention(Module):
         with no_grad():
             q, k, v = self._heads(x, x)
             state = state.append(k.numpy(), v.numpy())
-            at = places(*q.shape[:2], range(state.length - x.shape[1], state.length), range(state.length))
+            at = places(q.shape, range(state.length - x.shape[1], state.length), range(state.length))
             mask = and_masks(self.mask_mod, causal)
             s = dense_scores(q, Tensor(state.k), self.score_mod, mask, self.scale, at)
             return self.wo(ops.merge_heads(ops.apply_weights(ops.softmax(s), Tensor(state.v)))), state
+
+
+def build(case: Case, **options: Any) -> ScoreModAttention:
+    return ScoreModAttention(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
+
+
+@identity("the layer without functions is softmax attention, causal and not, and with a context")
+def layer_is_reference(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    context = Tensor(case.rng().standard_normal((case.b, case.t + 2, case.dim)))
+    for rule in (True, False):
+        options: dict[str, Any] = {"heads": case.h, "kv_heads": 1, "causal": rule, "dtype": "float64"}
+        layer = ScoreModAttention(case.dim, seed=case.seed, tile=3, **options)
+        other = SoftmaxAttention(case.dim, **options)
+        other.load_state_dict(layer.state_dict())
+        left += [layer(x), layer(x, context=context)]
+        right += [other(x), other(x, context=context)]
+    return ops.stack(left), ops.stack(right)
 
 
 def heads_of(case: Case) -> tuple[Tensor, Tensor, Tensor]:
@@ -364,7 +295,7 @@ def random_mask(case: Case) -> tuple[Array, MaskMod]:
 
 def seen(case: Case, mask_mod: MaskMod) -> Array:
     """The mask (t, t) of a function that does not look at b and h."""
-    return np.broadcast_to(mask_mod(*places(1, 1, range(case.t), range(case.t))), (1, 1, case.t, case.t))[
+    return np.broadcast_to(mask_mod(*places((1, 1), range(case.t), range(case.t))), (1, 1, case.t, case.t))[
         0, 0
     ]
 
@@ -379,20 +310,6 @@ def plain(case: Case) -> tuple[Tensor, Tensor]:
     q, k, v = heads_of(case)
     expected = joined(ops.softmax_attention(q, k, v), ops.attention_logsumexp(q, k))
     return joined(*dense(q, k, v, unchanged, everything)), expected
-
-
-@identity("the layer without functions is softmax attention, causal and not, and with a context")
-def layer_is_reference(case: Case) -> tuple[Tensor, Tensor]:
-    x, left, right = case.tokens(), [], []
-    context = Tensor(case.rng().standard_normal((case.b, case.t + 2, case.dim)))
-    for rule in (True, False):
-        options: dict[str, Any] = {"heads": case.h, "kv_heads": 1, "causal": rule, "dtype": "float64"}
-        layer = ScoreModAttention(case.dim, seed=case.seed, tile=3, **options)
-        other = SoftmaxAttention(case.dim, **options)
-        other.load_state_dict(layer.state_dict())
-        left += [layer(x), layer(x, context=context)]
-        right += [other(x), other(x, context=context)]
-    return ops.stack(left), ops.stack(right)
 
 
 @identity("tiles of every size give the dense result, with an empty row, a soft cap and grouped heads")
@@ -429,12 +346,81 @@ def mask_is_score(case: Case) -> tuple[Tensor, Tensor]:
     return ops.stack(left), ops.stack([ops.softmax_attention(q, k, v, mask=visible)] * 2)
 
 
-@identity("and_masks and or_masks are logic on the masks")
-def logic(case: Case) -> tuple[Array, Array]:
-    one, two, three = sliding_window(3), dilated(4, 2), prefix_lm(2)
-    a, b, c = (seen(case, m) for m in (one, two, three))
-    left = [seen(case, and_masks(one, two, three)), seen(case, or_masks(and_masks(one, two), three))]
-    return np.stack(left) + 0.0, np.stack([a & b & c, (a & b) | c]) + 0.0
+@identity("streaming with functions of the place equals the parallel form, tile by tile")
+def streaming(case: Case) -> tuple[Tensor, Tensor]:
+    x = case.tokens()
+    layer = build(case, score_mod=alibi(case.h), mask_mod=or_masks(sliding_window(2), dilated(9, 3)), tile=3)
+    state, rows = layer.start(case.b), []
+    for t in range(case.t):
+        y, state = layer.step(x[:, t], state)
+        rows.append(y)
+    return ops.stack(rows, axis=1), layer(x)
+
+
+def alibi(heads: int) -> ScoreMod:
+    """s + (j - i) 2^(-8 (h + 1) / H): later keys nearer, under a causal mask."""
+    return lambda s, b, h, i, j: s + (j - i) * 2.0 ** (-8.0 * (h + 1) / heads)
+
+
+def relative_bias(table: Tensor) -> ScoreMod:
+    """s + table[h, i - j], distances cut at R on both sides: table (H, 2 R + 1), distance 0 in the middle."""
+    reach = table.shape[1] // 2
+    return lambda s, b, h, i, j: s + table[h, np.clip(i - j, -reach, reach) + reach]
+
+
+def graph_bias(table: Tensor, distances: Array) -> ScoreMod:
+    """s + table[distances[i, j]]: table (L,), distances (N, N) integers such as shortest paths."""
+    return lambda s, b, h, i, j: s + table[distances[i, j]]
+
+
+@identity("ALiBi and tables of relative positions and of graph distances equal a bias on the scores")
+def biases(case: Case) -> tuple[Tensor, Tensor]:
+    q, rng, n = heads_of(case)[0], case.rng(), np.arange(case.t)
+    table, lengths = Tensor(rng.standard_normal((case.h, 5))), rng.integers(0, 4, (case.t, case.t))
+    per_length = Tensor(rng.standard_normal(4))
+    by_distance = np.zeros((case.h, case.t, case.t))
+    for h, i, j in np.ndindex(by_distance.shape):
+        by_distance[h, i, j] = table.data[h, 2 + max(-2, min(2, i - j))]
+    mods = [alibi(case.h), relative_bias(table), graph_bias(per_length, lengths)]
+    expected = [ALiBi(heads=case.h).bias(n, n), by_distance, per_length.data[lengths]]
+    left = [tiled(q, q, q, mod, causal, 4)[0] for mod in mods]
+    return ops.stack(left), ops.stack([ops.softmax_attention(q, q, q, causal=True, bias=a) for a in expected])
+
+
+def soft_cap(cap: float) -> ScoreMod:
+    """cap tanh(s / cap): between -cap and cap."""
+    return lambda s, b, h, i, j: cap * ops.tanh(s / cap)
+
+
+@identity("a soft cap bends scores as its formula says; a very high one leaves them alone")
+def capped(case: Case) -> tuple[Tensor, Tensor]:
+    q, k, v = heads_of(case)
+    s = ops.attention_scores(q, k)
+    e = ops.exp(s * 2.0)
+    # tanh(s) = (e^2s - 1) / (e^2s + 1)
+    bent = ops.apply_weights(ops.softmax(1.0 * (e - 1.0) / (e + 1.0)), v)
+    left = [dense(q, k, v, soft_cap(1.0), everything)[0], dense(q, k, v, soft_cap(1e6), everything)[0]]
+    return ops.stack(left), ops.stack([bent, ops.softmax_attention(q, k, v)])
+
+
+def or_masks(*masks: MaskMod) -> MaskMod:
+    """Visible where one of them says so."""
+    return lambda b, h, i, j: np.logical_or.reduce(np.broadcast_arrays(*(m(b, h, i, j) for m in masks)))
+
+
+def sliding_window(width: int) -> MaskMod:
+    """0 <= i - j <= width: the token itself and `width` before it."""
+    return lambda b, h, i, j: (j <= i) & (i - j <= width)
+
+
+def dilated(width: int, step: int) -> MaskMod:
+    """|i - j| <= width, and a multiple of `step`."""
+    return lambda b, h, i, j: (abs(i - j) <= width) & (abs(i - j) % step == 0)
+
+
+def prefix_lm(prefix: int) -> MaskMod:
+    """j < prefix or j <= i"""
+    return lambda b, h, i, j: (j < prefix) | (j <= i)
 
 
 @identity("the masks are what their words say, by loops; a window is that of sliding-window attention")
@@ -454,19 +440,18 @@ def masks_by_loops(case: Case) -> tuple[Array, Array]:
     return np.stack(left) + 0.0, np.stack(right) + 0.0
 
 
-@identity("a 3 x 3 neighbourhood holds nine cells everywhere, the nearest ones that exist, by loops")
-def nine_cells(case: Case) -> tuple[Array, Array]:
-    rows, columns = case.w + 2, 4
-    mask = neighbourhood(rows, columns, 3)(*places(1, 1, range(rows * columns), range(rows * columns)))[0, 0]
-    expected = np.zeros(mask.shape)
-    for r, c in np.ndindex(rows, columns):
-        near_r = sorted(range(rows), key=lambda a: (abs(a - r), a))
-        near_c = sorted(range(columns), key=lambda a: (abs(a - c), a))
-        # At a border the third nearest is two steps inwards.
-        for a in near_r[:3]:
-            for e in near_c[:3]:
-                expected[r * columns + c, a * columns + e] = 1.0
-    return mask + 0.0, expected
+@identity("and_masks and or_masks are logic on the masks")
+def logic(case: Case) -> tuple[Array, Array]:
+    one, two, three = sliding_window(3), dilated(4, 2), prefix_lm(2)
+    a, b, c = (seen(case, m) for m in (one, two, three))
+    left = [seen(case, and_masks(one, two, three)), seen(case, or_masks(and_masks(one, two), three))]
+    return np.stack(left) + 0.0, np.stack([a & b & c, (a & b) | c]) + 0.0
+
+
+def document(ids: Array, inner: MaskMod = causal) -> MaskMod:
+    """ids[i] == ids[j], and `inner` at positions counted from the start of each document; ids (N,)."""
+    starts = np.array([np.flatnonzero(ids == one)[0] for one in ids], dtype=int)
+    return lambda b, h, i, j: (ids[i] == ids[j]) & inner(b, h, i - starts[i], j - starts[j])
 
 
 @identity("packed documents give what each gives alone")
@@ -483,41 +468,29 @@ def documents(case: Case) -> tuple[Tensor, Tensor]:
     )
 
 
-@identity("ALiBi and tables of relative positions and of graph distances equal a bias on the scores")
-def biases(case: Case) -> tuple[Tensor, Tensor]:
-    q, rng, n = heads_of(case)[0], case.rng(), np.arange(case.t)
-    table, lengths = Tensor(rng.standard_normal((case.h, 5))), rng.integers(0, 4, (case.t, case.t))
-    per_length = Tensor(rng.standard_normal(4))
-    by_distance = np.zeros((case.h, case.t, case.t))
-    for h, i, j in np.ndindex(by_distance.shape):
-        by_distance[h, i, j] = table.data[h, 2 + max(-2, min(2, i - j))]
-    mods = [alibi(case.h), relative_bias(table), graph_bias(per_length, lengths)]
-    expected = [ALiBi(heads=case.h).bias(n, n), by_distance, per_length.data[lengths]]
-    left = [tiled(q, q, q, mod, causal, 4)[0] for mod in mods]
-    return ops.stack(left), ops.stack([ops.softmax_attention(q, q, q, causal=True, bias=a) for a in expected])
+def neighbourhood(rows: int, columns: int, size: int) -> MaskMod:
+    """On a grid of rows x columns cells, the size x size cells around cell i, moved inwards at the border."""
+    half = size // 2
+
+    def mask(b: Array, h: Array, i: Array, j: Array) -> Any:
+        row, column = (np.clip(at, half, n - 1 - half) for at, n in zip(divmod(i, columns), (rows, columns)))
+        return (abs(row - j // columns) <= half) & (abs(column - j % columns) <= half)
+
+    return mask
 
 
-@identity("a soft cap bends scores as its formula says; a very high one leaves them alone")
-def capped(case: Case) -> tuple[Tensor, Tensor]:
-    q, k, v = heads_of(case)
-    s = ops.attention_scores(q, k)
-    e = ops.exp(s * 2.0)
-    # tanh(s) = (e^2s - 1) / (e^2s + 1)
-    bent = ops.apply_weights(ops.softmax(1.0 * (e - 1.0) / (e + 1.0)), v)
-    left = [dense(q, k, v, soft_cap(1.0), everything)[0], dense(q, k, v, soft_cap(1e6), everything)[0]]
-    return ops.stack(left), ops.stack([bent, ops.softmax_attention(q, k, v)])
-
-
-def build(case: Case, **options: Any) -> ScoreModAttention:
-    return ScoreModAttention(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
-
-
-@identity("streaming with functions of the place equals the parallel form, tile by tile")
-def streaming(case: Case) -> tuple[Tensor, Tensor]:
-    x = case.tokens()
-    layer = build(case, score_mod=alibi(case.h), mask_mod=or_masks(sliding_window(2), dilated(9, 3)), tile=3)
-    state, rows = layer.start(case.b), []
-    for t in range(case.t):
-        y, state = layer.step(x[:, t], state)
-        rows.append(y)
-    return ops.stack(rows, axis=1), layer(x)
+@identity("a 3 x 3 neighbourhood holds nine cells everywhere, the nearest ones that exist, by loops")
+def nine_cells(case: Case) -> tuple[Array, Array]:
+    rows, columns = case.w + 2, 4
+    mask = neighbourhood(rows, columns, 3)(*places((1, 1), range(rows * columns), range(rows * columns)))[
+        0, 0
+    ]
+    expected = np.zeros(mask.shape)
+    for r, c in np.ndindex(rows, columns):
+        near_r = sorted(range(rows), key=lambda a: (abs(a - r), a))
+        near_c = sorted(range(columns), key=lambda a: (abs(a - c), a))
+        # At a border the third nearest is two steps inwards.
+        for a in near_r[:3]:
+            for e in near_c[:3]:
+                expected[r * columns + c, a * columns + e] = 1.0
+    return mask + 0.0, expected

@@ -72,6 +72,7 @@ CARD = Card(
     ),
     basis="published code: google-research/long-range-arena local_attention.py; the standard definition",
     aliases={"softmax": {}, "mha": {}, "mqa": {"kv_heads": 1}},
+    parity=("torch 2.13.0 scaled_dot_product_attention",),
 )
 
 

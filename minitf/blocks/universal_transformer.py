@@ -13,7 +13,7 @@ step, so embeddings must not hold them already. The number of weights does not d
 learned vectors.
 
 Cost: T times that of its branches + 18 T N D.
-Source: Universal Transformers, Dehghani et al., arXiv:1807.03819, 2018, equations 4 to 7.
+Source: Universal Transformers, Dehghani et al., arXiv:1807.03819, 2018, section 2.1.
 Differs from the paper: steps do not halt by themselves; that is `act_halting`. The transition is an FFN; any
 module may stand in for it, a separable convolution as well. The published code normalises first and learns
 its step vectors by default: `layout="pre", encoding="learned"`. UNSURE: the equations are from memory.

@@ -65,7 +65,8 @@ class Numbers:
     def line(self) -> str:
         """Speed and losses in words."""
         speed = f"{fmean(self.speeds):,.0f}" if self.speeds else "-"
-        return f"{speed} tokens/s  loss {self.loss()}  validation {self.validation}"
+        unit = self.latest.get("unit", "tokens")
+        return f"{speed} {unit}/s  loss {self.loss()}  validation {self.validation}"
 
 
 class Lines:

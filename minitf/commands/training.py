@@ -154,7 +154,7 @@ def make_text(run: Run) -> None:
 def make_digits(run: Run) -> None:
     """A classifier of handwritten digits."""
     learn, test = split_digits()
-    run.data = ArrayData(learn, test, accuracy=True)
+    run.data = ArrayData(learn, test, accuracy=True, unit="pixels")
     run.model = ImageModel(ImageConfig(size=(8, 8), **run.settings.model), seed=run.training.seed)
 
     def judge(history: History) -> Result:
@@ -169,7 +169,7 @@ def make_co2(run: Run) -> None:
     """A forecaster of CO2 in the air."""
     config = ForecastConfig(horizon=HORIZON, patch=WEEKS, **run.settings.model)
     learn, validation, test = split_series("co2", config.context, HORIZON)
-    run.data = ArrayData(learn, validation)
+    run.data = ArrayData(learn, validation, unit="weeks")
     run.model = Forecaster(config, seed=run.training.seed)
 
     def judge(history: History) -> Result:

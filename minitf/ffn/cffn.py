@@ -218,7 +218,8 @@ def slopes(case: Case) -> tuple[Any, Any]:
     left, right, step = [], [], 1e-6
     for form in ("full", "diag"):
         layer, rng = build(case, form=form), case.rng()
-        # Positive a have no pole: every K_d is above 1 or above a_1.
+        # Gates near 1/2 and positive weights: no a is near 0, and positive a have no pole.
+        layer.wg.weight.data = 0.1 * layer.wg.weight.data
         layer.ladders.data = 0.5 + rng.random(layer.ladders.shape)
         base = Tensor(0.5 + rng.random((case.t, case.dim)), requires_grad=True)
         places = [base, *layer.parameters()]

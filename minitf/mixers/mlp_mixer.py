@@ -5,9 +5,9 @@
 
     x, u, y  (B, N, D)        T_1  (N, S), T_2  (S, N)        W_1  (D, F), W_2  (F, D)
 
-S = D/2 and F = 4 D unless given. N is built into the weights: one grid, one number of tokens. It is a block of
-its own; inside another block that block's norm and skip path come on top. A model norms the last y and takes
-the mean over tokens.
+S = D/2 and F = 4 D unless given. N is built into the weights: one grid, one number of tokens. It is a block
+of its own; inside another block that block's norm and skip path come on top. A model norms the last y and
+takes the mean over tokens.
 
 Cost: 4 N S D + 4 N D F operations. Parameters: 2 N S + N + S, 2 D F + D + F, and 4 D for the norms.
 Source: MLP-Mixer: An all-MLP Architecture for Vision, Tolstikhin et al., arXiv:2105.01601, 2021, equation 1.
@@ -156,13 +156,12 @@ def channels_renamed(case: Case) -> tuple[Tensor, Tensor]:
 def transposed(case: Case) -> tuple[Tensor, Tensor]:
     layer = build(case, token_hidden=4 * case.dim)
     # The channel half of a layer for x^T, whose channels are the tokens; its token half is silent.
-    turned = MLPMixer(case.t, grid=case.dim, hidden=4 * case.dim, dtype="float64")
+    turned: Any = MLPMixer(case.t, grid=case.dim, hidden=4 * case.dim, dtype="float64")
     for p, q in zip(
         (*turned.w1.parameters(), *turned.w2.parameters()), (*layer.t1.parameters(), *layer.t2.parameters())
     ):
         p.data = q.data
     for p in (*turned.t2.parameters(), turned.norm2.bias):
-        if p is not None:
-            p.data = np.zeros(p.shape)
+        p.data = np.zeros(p.shape)
     x = case.tokens().mT
     return layer.mix_tokens(turned.norm2(x).mT), (turned(x) - x).mT

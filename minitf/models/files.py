@@ -240,9 +240,9 @@ def fill(model_class: Any, config: Any, arrays: Arrays, folder: Path, **options:
     depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
     # Checked before building, so that a damaged config cannot ask for more memory than there is.
     if table is None or table.shape != shape or depth != config.depth:
-        found = "none" if table is None else table.shape
+        shown = "none" if table is None else table.shape
         raise FileError(
-            f"{folder / WEIGHTS} does not fit {CONFIG}: it has {depth} blocks and {name} {found}, "
+            f"{folder / WEIGHTS} does not fit {CONFIG}: it has {depth} blocks and {name} {shown}, "
             f"but the config says {config.depth} and {shape}; use two files of one save"
         )
     words = "all weights must be of one floating-point type, and integers where the model has them"
@@ -250,9 +250,10 @@ def fill(model_class: Any, config: Any, arrays: Arrays, folder: Path, **options:
         raise FileError(f"{folder / WEIGHTS}: {name} is {table.dtype}, but {words}")
     try:
         model = model_class(config, dtype=table.dtype, **options)
-        for n, own in model.state_dict().items():
-            if n in arrays and arrays[n].dtype not in (own.dtype, table.dtype if own.dtype.kind == "f" else own.dtype):
-                raise FileError(f"{folder / WEIGHTS}: {n} is {arrays[n].dtype} and {name} {table.dtype}, but {words}")
+        for key, own in model.state_dict().items():
+            found = arrays.get(key, own).dtype
+            if found != own.dtype and (own.dtype.kind != "f" or found != table.dtype):
+                raise FileError(f"{folder / WEIGHTS}: {key} is {found} and {name} {table.dtype}, but {words}")
         model.load_state_dict(arrays)
     except (TypeError, ValueError, LookupError, MemoryError) as error:
         why = str(error) or "not enough memory"

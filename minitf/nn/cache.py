@@ -47,8 +47,9 @@ class KVCache:
         keys, values, written = self.keys, self.values, self.written
         # Another branch may have written behind this state: then, or when the buffers are full, copy.
         if stop > keys.shape[2] or written[0] != start:
-            grow = (*keys.shape[:2], max(2 * start, stop, 16), keys.shape[3])
-            keys, values, written = np.empty(grow, keys.dtype), np.empty(grow, values.dtype), [start]
+            rows = max(2 * start, stop, 16)
+            keys, values = (np.empty((*a.shape[:2], rows, a.shape[3]), a.dtype) for a in (keys, values))
+            written = [start]
             keys[:, :, :start], values[:, :, :start] = self.k, self.v
         keys[:, :, start:stop], values[:, :, start:stop] = k, v
         written[0] = stop

@@ -11,10 +11,11 @@ from . import checks
 from .checks import CHECKS
 from .doors import check_variant, parametrize_with_checks, variant_checks
 from .exercise import ExerciseError, exercise
+from .handed_in import from_file
 from .kinds import CLAIMS, GRIDS, KINDS, UsageError, known
 from .report import CheckError, Report, Reports, Result
 from .strategies import FILLINGS, cases_for, dtypes, fillings, masks, sizes
-from .subject import Subject, from_file, subject
+from .subject import Subject, subject
 
 __all__ = [
     "check_variant", "variant_checks", "parametrize_with_checks",

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from minitf import ops
 from minitf.engine import Tensor
 from minitf.nn import Case, Module
-from minitf.registry import build, variant_class
+from minitf.registry import variant_class
 
+from .handed_in import builder_of, code_of, inherited, name_of, parameters_of
 from .kinds import CATALOGUE_KINDS, CLAIMS, GRIDS, KINDS, UsageError, known
 
 
@@ -123,7 +120,7 @@ def subject(
     """
     card, cls = _card(variant)
     if kind is None and card is None:
-        raise UsageError(f"{_name(variant)} has no card: say kind=, one of: {', '.join(KINDS)}")
+        raise UsageError(f"{name_of(variant)} has no card: say kind=, one of: {', '.join(KINDS)}")
     if isinstance(claims, str):
         raise UsageError(f"claims is a list of names: claims=[{claims!r}]")
     kind = CATALOGUE_KINDS.get(kind or card.kind, kind or card.kind)
@@ -132,8 +129,8 @@ def subject(
     wanted = tuple(known("claim", claim, CLAIMS) for claim in claims)
     properties = [p for p in (card.properties if card else ()) if p in CLAIMS]
     every = frozenset(properties) | frozenset(wanted) | _implied(card, kind)
-    line, expression = _code(variant)
-    other_line, other_expression = _code(reference)
+    line, expression = code_of(variant)
+    other_line, other_expression = code_of(reference)
     options = [f"kind={kind!r}"] if card is None else []
     options += [f"claims={wanted!r}"] if wanted else []
     options += [f"grid={grid!r}"] if card is None and grid != "1d" else []
@@ -147,7 +144,7 @@ def subject(
             raise UsageError(f"an attention_function is called as f(q, k, v); {variant!r} cannot be")
         other = _function_reference(reference, every)
         return Subject(
-            _name(variant),
+            name_of(variant),
             kind,
             every,
             lambda: variant,
@@ -155,23 +152,23 @@ def subject(
             None,
             grid,
             card,
-            frozenset(_parameters(variant)),
+            frozenset(parameters_of(variant)),
             variant,
             other,
             code,
         )
-    make, accepts, width = _builder(variant, cls)
+    make, accepts, width = builder_of(variant, cls)
     other = None if reference is None else subject(reference, kind=kind)
     one = Subject(
-        _name(variant), kind, every, make, accepts, width, grid, card, frozenset(), cls, other, code
+        name_of(variant), kind, every, make, accepts, width, grid, card, frozenset(), cls, other, code
     )
     if cls is None:
         # What a factory makes is known once it has made one.
         layer = one.layer(Case())
         cls = type(layer) if isinstance(layer, Module) else None
-        forward = _inherited(cls, "forward") if cls else _parameters(layer)
+        forward = inherited(cls, "forward") if cls else parameters_of(layer)
     else:
-        forward = _inherited(cls, "forward")
+        forward = inherited(cls, "forward")
     # A block hands its `options` on to its mixer.
     keywords = {*forward, *(["mask"] if kind == "block" and "options" in forward else [])}
     if kind == "token_mixer" and hasattr(cls, "example_inputs"):
@@ -180,29 +177,6 @@ def subject(
     if kind == "operation" and card is not None and not hasattr(cls, "example_inputs"):
         one = replace(one, kind="procedure")
     return replace(one, keywords=frozenset(keywords), home=cls)
-
-
-def from_file(path: str, name: str) -> Any:
-    """The object `name` of a Python file.
-
-    Raises:
-        UsageError: no such file, or nothing of that name in it.
-    """
-    file = Path(path).resolve()
-    if not file.is_file():
-        raise UsageError(f"there is no file {path}")
-    module = sys.modules.get(file.stem)
-    if module is None or getattr(module, "__file__", None) != str(file):
-        # A file may be called as some installed module is: then it gets a name of its own.
-        own = file.stem if file.stem not in sys.modules else f"minitf_checked_{file.stem}"
-        spec = importlib.util.spec_from_file_location(own, file)
-        if spec is None or spec.loader is None:
-            raise UsageError(f"{path} is not a Python file")
-        module = sys.modules[own] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        known(f"name in {path}", name, [k for k, v in vars(module).items() if callable(v) and k[0] != "_"])
-    return getattr(module, name)
 
 
 def _card(variant: Any) -> tuple[Any, Any]:
@@ -224,62 +198,6 @@ def _implied(card: Any, kind: str) -> frozenset[str]:
     return frozenset([*(["causal"] if causal else []), *(["streams"] if card.streams else [])])
 
 
-def _name(variant: Any) -> str:
-    if isinstance(variant, str):
-        return variant
-    return getattr(variant, "__name__", type(variant).__name__)
-
-
-def _parameters(f: Any) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(f).parameters)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{f!r} does not say which arguments it takes: wrap it in a function") from error
-
-
-def _inherited(cls: Any, method: str) -> dict[str, inspect.Parameter]:
-    """The arguments of a method, with those that its `**options` hand on to the class above."""
-    found: dict[str, inspect.Parameter] = {}
-    for owner in cls.__mro__:
-        if method in vars(owner) and owner is not Module:
-            here = _parameters(vars(owner)[method])
-            found = {**here, **found}
-            if not any(p.kind is p.VAR_KEYWORD for p in here.values()):
-                break
-    return found
-
-
-def _builder(variant: Any, cls: Any) -> tuple[Callable[..., Any], frozenset[str], int | None]:
-    """How to build it, the keywords it takes, and its width where that is fixed."""
-    if isinstance(variant, str):
-        make: Any = functools.partial(build, variant)
-        return make, frozenset({"dim", "heads", "seed", "dtype"}) | set(_parameters(cls)), None
-    if isinstance(variant, Module):
-        return functools.partial(copy.deepcopy, variant), frozenset(), _width(variant)
-    if not callable(variant):
-        raise UsageError(f"{variant!r} is neither a name, a class, an instance nor a factory")
-    takes = _parameters(variant)
-    given = {"dim", "heads", "seed", "dtype", "grid", "context"}
-    rest = [k for k, p in takes.items() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    needed = [k for k, p in takes.items() if p.default is p.empty and k not in {*given, *rest}]
-    if needed:
-        raise UsageError(
-            f"{_name(variant)} needs {', '.join(needed)}; a class or factory is called with dim, heads, seed "
-            "and dtype, as far as it takes them. Wrap it: lambda dim, heads, seed: ..."
-        )
-    accepts = set(takes) | ({"dim", "heads", "seed", "dtype"} if rest else set())
-    if isinstance(variant, type):
-        accepts |= set(_inherited(variant, "__init__"))
-    width = None if "dim" in accepts else _width(variant())
-    return variant, frozenset(accepts), width
-
-
-def _width(layer: Any) -> int:
-    """D of a layer that exists already."""
-    sizes = [p.shape[0] for p in layer.parameters() if p.ndim] if isinstance(layer, Module) else []
-    return int(getattr(layer, "dim", sizes[0] if sizes else 8))
-
-
 def _function_reference(reference: Any, claims: frozenset[str]) -> Subject | None:
     if reference is None:
         return None
@@ -293,15 +211,4 @@ def _function_reference(reference: Any, claims: frozenset[str]) -> Subject | Non
 
 
 def _arguments(f: Any) -> Iterable[str]:
-    return _parameters(f) if inspect.isfunction(f) else ()
-
-
-def _code(variant: Any) -> tuple[str, str]:
-    """The line that a reader needs first, and the expression for the variant."""
-    if variant is None or isinstance(variant, str):
-        return "import minitf as mt", repr(variant)
-    name, module = getattr(variant, "__qualname__", ""), getattr(variant, "__module__", "__main__")
-    if name.isidentifier() and module != "__main__":
-        return f"from {module} import {name}", name
-    shown = name if name.isidentifier() else "variant"
-    return f"# {shown}: the {type(variant).__name__} that was checked", shown
+    return parameters_of(f) if inspect.isfunction(f) else ()

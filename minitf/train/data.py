@@ -104,12 +104,15 @@ class ArrayData:
     Args:
         learn, validation: tuples of arrays, such as (images, labels); row i of all of them belongs together.
         accuracy: whether validation reports the model's accuracy too.
+        unit: what the numbers of the first array are, for the display of speed.
 
     Raises:
         ValueError: no array, no row to learn from, or arrays of different numbers of rows.
     """
 
-    def __init__(self, learn: Sequence[Any], validation: Sequence[Any], accuracy: bool = False):
+    def __init__(
+        self, learn: Sequence[Any], validation: Sequence[Any], accuracy: bool = False, unit: str = "numbers"
+    ):
         self.learn, self.validation = (tuple(map(np.asarray, part)) for part in (learn, validation))
         for part in (self.learn, self.validation):
             rows = sorted({len(a) for a in part})
@@ -120,7 +123,7 @@ class ArrayData:
                 )
         if not len(self.learn[0]):
             raise ValueError("there is no row to learn from")
-        self.accuracy = accuracy
+        self.accuracy, self.unit = accuracy, unit
 
     def batch(self, rng: np.random.Generator, batch: int) -> Batch:
         """Random rows to learn from; a row may come twice."""

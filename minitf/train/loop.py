@@ -107,7 +107,8 @@ def fit(
         overwrite: start anew even if `out` holds a run or a model, which is lost.
         extra_files: contents by name, for example {"tokenizer.json": tokenizer.to_json()}.
         on_event: called with dictionaries. All have "event", "step", "steps".
-            "start"  parameters, resumed       "step"  the row of the log, best_val_loss, seconds_left
+            "start"  parameters, resumed, unit (what tokens_per_s counts)
+            "step"  the row of the log, best_val_loss, seconds_left
             "eval"   val_loss, val_bits, val_accuracy, best_val_loss, best_step
             "save"   path                      "stop"  reason: "interrupted" or "finished"
 
@@ -164,7 +165,8 @@ def fit(
     mode = model.training
     with interrupts() as asked, Log(folder, history.step) as log:
         history.rows = log.rows
-        tell("start", parameters=model.count_parameters(), resumed=resume)
+        unit = getattr(data, "unit", "tokens")
+        tell("start", parameters=model.count_parameters(), resumed=resume, unit=unit)
         if not resume:
             # A full disk or a forbidden folder shows now, and not after an hour. The checkpoint comes first,
             # this once: a model without one is not ours to overwrite.

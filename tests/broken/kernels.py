@@ -109,7 +109,7 @@ _calls: list[None] = []
 def _races(*args: Any) -> Any:
     o, residuals = forward(*args)
     _calls.append(None)
-    return o * (1.0 + len(_calls) % 2 * 1e-15), residuals
+    return o * (1.0 + len(_calls) % 3 * 1e-15), residuals
 
 
 drops_the_tail_tile = changed_forward(_tail)

@@ -299,3 +299,27 @@ def test_the_folder_itself(tmp_path: Path) -> None:
         mt.load(tmp_path / "file")
     with pytest.raises(FileError, match=r"cannot make the folder .*file"):
         mt.save(LanguageModel(SMALL), tmp_path / "file")
+
+
+def test_integers_and_precise_buffers_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minitf.models import backbone
+
+    class Drawn(backbone.Dropout):
+        """A layer with buffers of its own types."""
+
+        def __init__(self, rate: float):
+            super().__init__(rate)
+            self.order = mt.nn.Buffer(np.arange(5))
+            self.table = mt.nn.Buffer(np.linspace(0.0, 1.0, 3))
+
+    monkeypatch.setattr(backbone, "Dropout", Drawn)
+    model = LanguageModel(SMALL, seed=3)
+    model.dropout.order.data = model.dropout.order.data[::-1].copy()
+    mt.save(model, tmp_path)
+    assert same_weights(mt.load(tmp_path), model)
+    mt.save(model.to("float16"), tmp_path)
+    assert mt.load(tmp_path).dropout.table.data.tolist() == [0.0, 0.5, 1.0]
+    arrays = load_file(tmp_path / "model.safetensors")
+    save_file({**arrays, "dropout.order": arrays["dropout.order"] + 0.5}, tmp_path / "model.safetensors")
+    with pytest.raises(FileError, match=r"dropout.order is float64 .* integers where the model has them"):
+        mt.load(tmp_path)

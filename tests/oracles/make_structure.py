@@ -1,7 +1,7 @@
 """Freeze what published code answers for the structure of attention: heads, maps, positions, spectral norms.
 
 Run in this folder with a Python that has requirements-structure.txt. Two repositories are on no package
-index: give the folder that holds their checkouts, named owner+name, as the argument; without it those are left
+index: give the folder that holds their checkouts, named owner+name, as the argument; without it they are left
 alone.
 """
 

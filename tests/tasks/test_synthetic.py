@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minitf.models import Config, LanguageModel
 from minitf.tasks import MQAR, Copy, ListOps
+from minitf.train import AdamW, TaskData
 
 TASKS = [
     Copy(),
@@ -50,3 +52,20 @@ def test_chance(task: Any) -> None:
     assert abs(share - task.chance) <= bound, (
         f"the best constant guess has {share:.4f}, not {task.chance:.4f}"
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "steps", "expected"),
+    [(Copy(n=5, v=6), 70, 0.9), (MQAR(vocab=16, length=8, k=2), 40, 0.4)],
+    ids=["copy", "mqar"],
+)
+def test_small_models_learn(task: Any, steps: int, expected: float) -> None:
+    data, rng = TaskData(task), np.random.default_rng(0)
+    model = LanguageModel(Config(vocab=task.V_in, context=task.N, dim=16, depth=2, heads=2), seed=0)
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model.loss(*data.batch(rng, 32)).backward()
+        optimizer.step()
+    accuracy = model.accuracy(*data.validation_batches(200, 1)[0])
+    assert accuracy >= expected, f"after {steps} steps {accuracy:.3f}; guessing gives {task.chance:.3f}"
