@@ -1,7 +1,7 @@
 """EcoFormer: attention between short codes of signs, whose products need no multiplications.
 
     z = x W_qk,  z_i <- z_i / |z_i|                          split into heads; one map for queries and keys
-    kappa_ij = exp(-|z_i - u_j|^2 / (2 s))                   closeness to m anchors u; s: mean of |z_i - u_j|^2
+    kappa_ij = exp(-|z_i - u_j|^2 / (2 s))                   closeness to m anchors; s: mean of |z_i - u_j|^2
     h_i = sign(A (kappa_i - mu))                             the code, b numbers in {-1, +1}; sign(0) = +1
     w_ij = h_i . h_j + b + 1                                 from 1 to 2 b + 1
     o_i = sum_j w_ij v_j / sum_j w_ij,   v = x W_v           y = merge(o) W_o
@@ -18,8 +18,9 @@ time: u are m tokens of the first sample, mu the mean of kappa. Then, bit after 
 
     L(a) = -mean y^T R y / (N b),   y = 2 sigmoid((kappa - mu) a) - 1
 
-smaller by gradient descent. R is b times +1 for the 10 most similar tokens of each row of z z^T, -1 for the 10
-least similar, less y^T y of the bits before, with hard signs. A row that does not make L smaller stays as it was.
+smaller by gradient descent. R is b times +1 for the 10 most similar tokens of each row of z z^T, -1 for the
+10 least similar, less y y^T of the bits before, with hard signs. What does not make L smaller, with hard
+signs and over all heads, is not kept.
 
 Cost: 6 N D^2 for the maps, 2 N m D + 2 N H m b for the codes, 4 N b D (additions only) for the attention.
 Source: EcoFormer: Energy-Saving Attention with Linear Complexity, Liu et al., arXiv:2209.09004, 2022.

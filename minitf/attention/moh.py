@@ -1,4 +1,4 @@
-"""Mixture-of-head attention: heads are experts, some always used, the others chosen and weighed by each token.
+"""Mixture-of-head attention: heads are experts, some always used, others chosen and weighed by each token.
 
     o_h = softmax(q_h k_h^T / sqrt(d)) v_h              as in softmax attention, for all H heads
     r   = softmax(x W_g)                                over the R = H - S routed heads
@@ -11,11 +11,11 @@
     x, y  (B, N, D)      q, k, v, o  (B, H, N, d)      W_g  (D, R)      W_1  (D, S)      W_0  (D, 2)
 
 Heads 0..S-1 are shared. S = 0: only g. R = 0: only s. W_1 is there from S = 2, W_g from R = 2, W_0 where both
-kinds of head are: a softmax over one number is 1. T is a constant in the backward pass; with K = 1 the gate of
-the chosen head is 1, and W_g learns from the balance loss alone.
+kinds of head are: a softmax over one number is 1. T is a constant in the backward pass; with K = 1 the gate
+of the chosen head is 1, and W_g learns from the balance loss alone.
 
-router="norm", for models trained without routing: l_h = |q_h| before positions act, r = softmax(l / std(l)) over
-routed heads, std over R - 1; the chosen heads and the shared ones count 1, the others 0. No parameters.
+router="norm", for models trained without routing: l_h = |q_h| before positions act, r = softmax(l / std(l))
+over routed heads, the std dividing by R - 1; chosen heads and shared ones count 1, others 0. No parameters.
 
 `skipping` computes a routed head for the tokens that chose it alone; keys and values of all heads are needed.
 Balance loss: R sum_h mean(r_h) mean(h in T) over all tokens of a batch.
@@ -37,7 +37,6 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.ffn.moe_aux_losses import balance_loss, selection
 from minitf.nn import Card, Case, KVCache, Linear, Module, Paper, Position, as_position, identity, init
 
 from .softmax import SoftmaxAttention
@@ -63,6 +62,7 @@ CARD = Card(
         "published code: SkyworkAI/MoH MoH-DiT/models.py, MoH-ViT/attention.py, "
         "MoH-LLaMA3/Inference_code/modeling_llama.py"
     ),
+    parity=("SkyworkAI/MoH 2cefd57 MoH-DiT MoHAttention",),
 )
 
 
@@ -84,11 +84,17 @@ def skipping(q: Tensor, k: Tensor, v: Tensor, weights: Array, visible: Array) ->
     return ops.stack(heads).reshape(q.shape)
 
 
+def largest(scores: Tensor, k: int) -> Array:
+    """T as booleans (..., R): True for the k largest scores (..., R)."""
+    places = ops.topk(scores, k)[1].data
+    return (places[..., None] == np.arange(scores.shape[-1])).any(axis=-2)
+
+
 class MoH(Module):
     """x (B, N, D) -> (B, N, D).
 
-    Parameters: wq, wk, wv, wo (D, D); router.weight (D, R), shared_gate.weight (D, S), kinds_gate.weight (D, 2)
-    as far as needed.
+    Parameters: wq, wk, wv, wo (D, D); as far as needed router.weight (D, R), shared_gate.weight (D, S),
+    kinds_gate.weight (D, 2).
 
     Args:
         dim: D. heads: H. shared: S. routed: K.
@@ -158,7 +164,7 @@ class MoH(Module):
         if self.learned:
             n = self.heads - self.shared
             r = ops.softmax(self.router(x)) if self.router else ops.ones((*x.shape[:2], n), dtype=x.dtype)
-            return r, selection(r, self.routed)
+            return r, largest(r, self.routed)
         q = ops.split_heads(self.wq(x), self.heads)[:, self.shared :]
         # |q_h| for routed heads: (B, N, R). The slope of the square root at 0 is infinite.
         square = ops.square(q).sum(axis=-1).permute_dims((0, 2, 1))
@@ -167,7 +173,7 @@ class MoH(Module):
         variance = ops.var(norm, axis=-1, keepdims=True) * (norm.shape[-1] / max(norm.shape[-1] - 1, 1))
         even = variance.data == 0.0
         std = ops.where(even, 1.0, ops.sqrt(ops.where(even, 1.0, variance)))
-        return ops.softmax(norm / std), selection(norm, self.routed)
+        return ops.softmax(norm / std), largest(norm, self.routed)
 
     def head_weights(self, x: Tensor) -> Tensor:
         """How much each head counts for each token: (B, N, H), 0 for those that were not chosen."""
@@ -191,8 +197,8 @@ class MoH(Module):
         if self.routed == 0:
             return ops.zeros((), dtype=x.dtype)
         r, chosen = self.probabilities(x)
-        n = r.shape[-1]
-        return self.balance * balance_loss(r.reshape((-1, n)), chosen.reshape(-1, n))
+        share = r.mean(axis=(0, 1)) * chosen.mean(axis=(0, 1)).astype(r.dtype)
+        return self.balance * r.shape[-1] * share.sum()
 
     def weights(self, x: Tensor, *, mask: Any = None, positions: Any = None) -> Tensor:
         """P (B, H, N, N) of every head, before heads are weighed."""
@@ -235,7 +241,7 @@ def build(case: Case, **options: Any) -> Any:
 
 
 def six_heads(case: Case, **options: Any) -> tuple[Any, Tensor]:
-    """A layer of six heads and tokens for it, whatever the heads of the case: two shared, two of four routed."""
+    """A layer of six heads, two shared and two of four routed unless told otherwise, and tokens for it."""
     x = Tensor(case.rng().standard_normal((case.b, case.t, 6 * case.d)))
     options = {"heads": 6, "shared": 2, "routed": 2, **options}
     return MoH(6 * case.d, seed=case.seed, dtype="float64", **options), x
@@ -280,7 +286,7 @@ def weights_by_loops(case: Case) -> tuple[Any, Any]:
 
 
 @identity(
-    "routed weights sum to beta_1 K, shared ones to beta_0 S, and beta_0 + beta_1 = 2; S + K for beta = (1, 1)"
+    "routed weights sum to beta_1 K, shared ones to beta_0 S, beta_0 + beta_1 = 2; S + K for beta = (1, 1)"
 )
 def sums(case: Case) -> tuple[Tensor, Tensor]:
     layer, x = six_heads(case)

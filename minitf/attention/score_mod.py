@@ -16,9 +16,9 @@ A score_mod that is a Module is trained with the rest. Ready-made ones stand bel
 identities: alibi, soft_cap, relative_bias, graph_bias; causal, sliding_window, dilated, prefix_lm, document,
 neighbourhood, and_masks, or_masks.
 
-Block form: the plane of i and j is cut in tiles. A tile is EMPTY if no pair in it is visible, FULL if all are,
-else PARTIAL. Only tiles that are not empty are computed, row block by row block, in an online softmax; only
-partial ones apply the mask. Any tile size gives the same result.
+Block form: the plane of i and j is cut in tiles. A tile is EMPTY if no pair in it is visible, FULL if all
+are, else PARTIAL. Only tiles that are not empty are computed, row block by row block, in an online softmax;
+only partial ones apply the mask. Any tile size gives the same result.
 
 Cost: 8 N D^2 for the maps and 4 D for each pair in a tile that is not empty: 2 N^2 D for the causal mask.
 Which tiles are empty is found by asking mask_mod about each pair once.
@@ -449,9 +449,9 @@ def logic(case: Case) -> tuple[Array, Array]:
 
 
 def document(ids: Array, inner: MaskMod = causal) -> MaskMod:
-    """ids[i] == ids[j], and `inner` at positions counted from the start of each document; ids (N,)."""
-    starts = np.array([np.flatnonzero(ids == one)[0] for one in ids], dtype=int)
-    return lambda b, h, i, j: (ids[i] == ids[j]) & inner(b, h, i - starts[i], j - starts[j])
+    """ids[i] == ids[j], and `inner` at positions counted inside each document; ids (N,)."""
+    inside = np.array([np.count_nonzero(ids[:t] == ids[t]) for t in range(len(ids))], dtype=int)
+    return lambda b, h, i, j: (ids[i] == ids[j]) & inner(b, h, inside[i], inside[j])
 
 
 @identity("packed documents give what each gives alone")

@@ -7,7 +7,8 @@
     x, y  (B, N, D)        q, k, v, o  (B, H, N, d)        allow  (N, N), or (H, N, N)
 
 wl, wr: neighbours to the left and to the right; causal means wr = 0, and the token itself is always seen.
-With dilation g only every g-th neighbour is seen, g times as far. A stack of L layers sees L wl g tokens back.
+With dilation g only every g-th neighbour is seen, g times as far. A stack of L layers sees L wl g tokens
+back.
 
 Banded form: queries in chunks of C = wl + wr, each with the C + wl + wr keys around it. With dilation, the
 tokens of one residue mod g are a sequence of their own.

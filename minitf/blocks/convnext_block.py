@@ -2,12 +2,12 @@
 
     y = x + g * (gelu(LN(DW7(x)) W_1 + b_1) W_2 + b_2)
 
-    x, y  (B, R, C, D)        DW7  each channel alone, 7 x 7, zeros outside        W_1  (D, 4 D), W_2  (4 D, D)
-    g  (D,)  starts at 1e-6   LN   over the channels of each cell
+    x, y  (B, R, C, D)        W_1  (D, 4 D), W_2  (4 D, D)        g  (D,), 1e-6 at the start
+    DW7   each channel alone, 7 x 7, zeros outside                LN  over the channels of each cell
 
-Around the blocks, the layout of the paper: `ConvNeXtStem` cuts the image into patches of 4 x 4 and norms them;
-`ConvNeXtDown` norms and halves the sides between stages; `ConvNeXtHead` means over the cells, norms, and maps
-to classes. ConvNeXt-T has stages of 3, 3, 9, 3 blocks and widths 96, 192, 384, 768.
+Around the blocks, the layout of the paper: `ConvNeXtStem` maps patches of 4 x 4 cells and norms them;
+`ConvNeXtDown` norms and halves the sides between stages; `ConvNeXtHead` takes the mean over the cells, norms
+it and maps it to classes. ConvNeXt-T has stages of 3, 3, 9, 3 blocks and widths 96, 192, 384, 768.
 
 Cost: 98 N D + 16 N D^2 operations. Parameters: 8 D^2 + 58 D.
 Source: A ConvNet for the 2020s, Liu et al., arXiv:2201.03545, 2022, section 2 and figure 4.

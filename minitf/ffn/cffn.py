@@ -51,6 +51,7 @@ CARD = Card(
         "gradients": "where |K_d| < eps the ladder's gradient is not the derivative of its clipped value",
         "full_jacobian": "where |K_d| < eps the ladder's gradient is not the derivative of its clipped value",
     },
+    parity=("cahlen/cofrgenet-f 032873d Cffn",),
 )
 
 

@@ -40,6 +40,7 @@ CARD = Card(
     complexity="2 N d",
     properties=("batch_independent",),
     basis="secondary notes, and cahlen/cofrgenet-f src/cofrgenet/continuant.py; formulas derived again",
+    parity=("cahlen/cofrgenet-f 032873d continued_fraction",),
 )
 
 

@@ -60,6 +60,7 @@ CARD = Card(
     complexity="6 N k D F + 6 N D F + 2 N D E",
     properties=("token_wise",),
     basis="published code: deepseek-ai/DeepSeek-V3 inference/model.py; the update of the bias from the paper",
+    parity=("transformers 5.23.0 DeepseekV3MoE",),
 )
 
 

@@ -51,6 +51,7 @@ CARD = Card(
     complexity="2 N K D + 6 N D",
     properties=("token_wise",),
     basis="published code: C0-Design/MemoryFormer memory_module/memory.py, compute_code_score",
+    parity=("C0-Design/MemoryFormer 5968673 MemoryLayer",),
 )
 
 

@@ -58,6 +58,10 @@ CARD = Card(
         "published code: google/flaxformer routing.py, google-research/vmoe vmoe/nn/routing.py, "
         "tensorflow/mesh moe.py"
     ),
+    parity=(
+        "transformers 5.23.0 load_balancing_loss_func, router_z_loss_func",
+        "microsoft/tutel 82af7aa load_importance_loss",
+    ),
 )
 
 

@@ -46,6 +46,7 @@ CARD = Card(
     complexity="2 N D H dk + 2 N H n dk + 2 N H n log n + 2 N H k^2 log k + 2 N H k D",
     properties=("token_wise",),
     basis="published code: facebookresearch/XLM PKM-layer.ipynb, xlm/model/memory/memory.py",
+    parity=("facebookresearch/XLM cd281d3 HashingMemoryProductFast",),
 )
 
 

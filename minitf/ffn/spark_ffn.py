@@ -45,6 +45,7 @@ CARD = Card(
     complexity="4 N D F + 9 N F",
     properties=("token_wise",),
     basis="secondary summaries of the paper whose formula and sizes agree",
+    parity=("transformers 5.23.0 Gemma3nTextMLP",),
 )
 
 

@@ -46,6 +46,7 @@ CARD = Card(
     complexity="8 N d",
     properties=("batch_independent",),
     basis="two secondary summaries that agree, and the Gemma 3n gate in published ports",
+    parity=("transformers 5.23.0 Gemma3nTextMLP._gaussian_topk",),
 )
 
 

@@ -196,7 +196,7 @@ def first_row(case: Case) -> tuple[Any, Any]:
     return np.append(a[0], b[0]), np.append(np.full(case.dim, -1.0 / 7.0), 1.0 / 7.0)
 
 
-# The bound is that of the specification: n = 12 polynomials, a sine of period 80, a window of 32, r from 4 on.
+# The specification gives the bound: n = 12 polynomials, a sine of period 80, a window of 32, r from 4 on.
 @identity(
     "delays can be read off: sum_i P_i(2 r / theta - 1) m_t[i] = u(t - r + 1/2) for a slow sine",
     tolerance=2e-3,

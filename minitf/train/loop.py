@@ -108,7 +108,7 @@ def fit(
         extra_files: contents by name, for example {"tokenizer.json": tokenizer.to_json()}.
         on_event: called with dictionaries. All have "event", "step", "steps".
             "start"  parameters, resumed, unit (what tokens_per_s counts)
-            "step"  the row of the log, best_val_loss, seconds_left
+            "step"   the row of the log, best_val_loss, seconds_left
             "eval"   val_loss, val_bits, val_accuracy, best_val_loss, best_step
             "save"   path                      "stop"  reason: "interrupted" or "finished"
 

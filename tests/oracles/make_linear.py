@@ -2,12 +2,14 @@
 
 Run in this folder with a Python that has requirements-linear.txt. The naive references of
 flash-linear-attention (package fla-core) are loaded file by file, for the package itself wants a GPU. They
-compute in float32.
+compute in float32. Three repositories are on no package index: give the folder that holds their checkouts,
+named owner+name, as the argument; without it they are left alone.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from oracle import from_torch
+from oracle import from_torch, save
 from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer, mamba_selective_scan
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -28,12 +30,7 @@ def naive(name: str) -> ModuleType:
     """fla/ops/NAME/naive.py, without importing the package."""
     package = importlib.util.find_spec("fla")
     assert package is not None and package.submodule_search_locations is not None
-    path = Path(package.submodule_search_locations[0]) / "ops" / name / "naive.py"
-    spec = importlib.util.spec_from_file_location(f"naive_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return file(Path(package.submodule_search_locations[0]) / "ops" / name / "naive.py")
 
 
 def linear_attention(q: Any, k: Any, v: Any) -> Any:
@@ -119,6 +116,98 @@ def mamba2_ssd(x: Any, **weights: Any) -> Any:
     return torch.func.functional_call(Mamba2Mixer(config, 0).double(), state, (x,))
 
 
+def file(path: Path) -> ModuleType:
+    """The module in a file, whatever the folder around it."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def stub(name: str, **contents: Any) -> None:
+    """A module that the code imports, and does not use here."""
+    module = ModuleType(name)
+    vars(module).update(contents)
+    sys.modules[name] = module
+
+
+def s4d(folder: Path, rng: np.random.Generator) -> None:
+    for name in ("src", "src.models", "src.models.nn"):
+        stub(name, DropoutNd=None)
+    code = file(folder / "models/s4/s4d.py")
+
+    def run(u: Any, **weights: Any) -> Any:
+        layer = code.S4D(3, d_state=6, transposed=False).double()
+        state = {
+            "D": weights["d"],
+            "kernel.C": torch.stack([weights["c_real"], weights["c_imag"]], dim=-1),
+            "kernel.log_dt": weights["log_dt"],
+            "kernel.log_A_real": weights["log_a_real"],
+            "kernel.A_imag": weights["a_imag"],
+            "output_linear.0.weight": weights["wo"].T[..., None],
+            "output_linear.0.bias": weights["wo_bias"],
+        }
+        return torch.func.functional_call(layer, state, (u,))[0]
+
+    weights = normal(rng, d=(3,), c_real=(3, 3), c_imag=(3, 3), wo=(3, 6), wo_bias=(6,), log_a_real=(3, 3))
+    weights |= {"a_imag": 3.0 * rng.standard_normal((3, 3)), "log_dt": rng.uniform(-6.0, 0.0, 3)}
+    source = "state-spaces/s4 e757cef models/s4/s4d.py S4D"
+    from_torch("s4d", source, run, {"u": rng.standard_normal((1, 19, 3)), **weights})
+
+
+def lmu_memory(folder: Path, rng: np.random.Generator) -> None:
+    stub("utilities", get_act=None)
+    code = file(folder / "src/blocks/lmu_cell.py")
+
+    def run(x: Any, **weights: Any) -> Any:
+        layer = code.LMUFFTCell(4, 3, 5, 19, 7.0).double()
+        state = {
+            "W_u.weight": weights["wu"].T,
+            "W_u.bias": weights["wu_bias"],
+            "W_h.weight": weights["wh"].T,
+            "W_h.bias": weights["wh_bias"],
+        }
+        return torch.func.functional_call(layer, state, (x,))[0]
+
+    weights = normal(rng, wu=(4, 1), wu_bias=(1,), wh=(9, 3), wh_bias=(3,))
+    source = "zeyuliu1037/LMUFormer 5debadd src/blocks/lmu_cell.py LMUFFTCell"
+    from_torch("lmu_memory", source, run, {"x": rng.standard_normal((1, 19, 4)), **weights})
+
+
+def ecoformer(folder: Path, rng: np.random.Generator) -> None:
+    stub("logger", logger=None)
+    sys.path.insert(0, str(folder / "pvt"))
+    code = file(folder / "pvt/hashing/ksh.py")
+    source = "ziplab/EcoFormer a277f9e pvt/hashing/ksh.py KernelSH"
+    z = rng.standard_normal((2, 2, 24, 3))
+    z /= np.linalg.norm(z, axis=-1, keepdims=True)
+    anchors, a = z[0][:, [3, 11, 0, 17, 20]], rng.standard_normal((2, 4, 5))
+
+    def run(z: Any, anchors: Any, mu: Any, a: Any) -> Any:
+        layer = code.KernelSH(2, 3, nbits=4, m=5)
+        state = {"anchor": anchors[None], "mvec": mu[:, None][None], "A": a}
+        return torch.func.functional_call(layer, state, (z,))
+
+    inputs = {"z": z, "anchors": anchors, "mu": rng.uniform(0.4, 0.8, (2, 5)), "a": a}
+    from_torch("ecoformer", f"{source}.forward", run, inputs)
+
+    # Learning: +1 for the 10 most similar tokens of each row, -1 for the 10 least.
+    layer = code.KernelSH(2, 3, nbits=4, m=5, learning_rate=0.5, iteration_n=20).double()
+    layer.A.copy_(torch.tensor(a))
+    order = np.argsort(z @ z.swapaxes(-1, -2), axis=-1)
+    similar = np.zeros(order.shape)
+    np.put_along_axis(similar, order[..., -10:], 1.0, axis=-1)
+    np.put_along_axis(similar, order[..., :10], -1.0, axis=-1)
+    # Its hard signs are of the default type.
+    torch.set_default_dtype(torch.float64)
+    layer.train_hashing_weight_woeig(torch.tensor(z), torch.tensor(anchors)[None], torch.tensor(similar))
+    torch.set_default_dtype(torch.float32)
+    save("ecoformer_learned", f"{source}.train_hashing_weight_woeig; torch {torch.__version__}", {
+        "z": z, "anchors": anchors, "a": a, "mu": layer.mvec.numpy()[0, :, 0], "learned": layer.A.numpy(),
+    })  # fmt: skip
+
+
 def normal(rng: np.random.Generator, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Weights of about unit gain."""
     return {n: rng.standard_normal(s) / np.sqrt(s[0] if len(s) > 1 else 1.0) for n, s in shapes.items()}
@@ -170,5 +259,14 @@ def main() -> None:
     from_torch("gla", f"{FLA} naive_recurrent_gla", gla, {"q": q, "k": k, "v": v, "g": g})
 
 
+def repositories(folder: Path) -> None:
+    """What comes from checkouts, each with a generator of its own."""
+    s4d(folder / "state-spaces+s4", np.random.default_rng(1))
+    lmu_memory(folder / "zeyuliu1037+LMUFormer", np.random.default_rng(2))
+    ecoformer(folder / "ziplab+EcoFormer", np.random.default_rng(3))
+
+
 if __name__ == "__main__":
     main()
+    if len(sys.argv) > 1:
+        repositories(Path(sys.argv[1]))

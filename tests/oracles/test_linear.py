@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from minitf import Tensor, ops
-from minitf.attention import linear_attention
+from minitf.attention import ecoformer, linear_attention
 from minitf.blocks.mamba_block import Mamba
 from minitf.mixers.gated_delta_net import GatedDeltaNet
+from minitf.mixers.lmu_memory import LMUMemory
 from minitf.mixers.mamba2_ssd import Mamba2
+from minitf.mixers.s4d import S4D
 from minitf.mixers.selective_scan import selective_scan
 from minitf.nn import Module
-from tests.oracles.oracle import compare
+from tests.oracles.oracle import compare, load
 
 # The naive references of flash-linear-attention compute in float32, over 19 tokens.
 SINGLE = 1e-5
@@ -92,3 +96,32 @@ def test_mamba2() -> None:
         return with_weights(layer, weights, conv_bias="conv.bias")(x)
 
     compare("mamba2_ssd", run, SINGLE)
+
+
+def test_s4d() -> None:
+    def run(u: Tensor, **weights: Tensor) -> Any:
+        return with_weights(S4D(3, states=6, dtype="float64"), weights, wo_bias="wo.bias")(u)
+
+    compare("s4d", run, 1e-10)
+
+
+def test_lmu_memory() -> None:
+    def run(x: Tensor, **weights: Tensor) -> Any:
+        layer = LMUMemory(4, memory=5, theta=7.0, hidden=3, dtype="float64")
+        return with_weights(layer, weights, wu_bias="wu.bias", wh_bias="wh.bias")(x)
+
+    # That code keeps Ad and Bd in float32.
+    compare("lmu_memory", run, SINGLE)
+
+
+def test_ecoformer_codes() -> None:
+    compare("ecoformer", ecoformer.codes, 1e-10)
+
+
+def test_ecoformer_learning() -> None:
+    found = load("ecoformer_learned")
+    mu, a = ecoformer.learned(found["z"], found["anchors"], found["a"], steps=20, lr=0.5)
+    assert np.any(found["learned"] != found["a"]), "nothing was learned in the frozen answer"
+    for name, ours, theirs in (("mu", mu, found["mu"]), ("A", a, found["learned"])):
+        error = np.max(np.abs(ours - theirs))
+        assert error <= 1e-10, f"{name} differs from {found['source']} by {error:.2g}"

@@ -8,7 +8,9 @@ from tests.oracles.oracle import FOLDER, load
 
 def test_every_parity_on_a_card_has_frozen_answers() -> None:
     for entry in mt.catalogue.find(parity=True):
-        assert (FOLDER / f"{entry.name}.npz").exists(), f"{entry.name} claims parity, but has no answers frozen"
+        assert (FOLDER / f"{entry.name}.npz").exists(), (
+            f"{entry.name} claims parity, but has no answers frozen"
+        )
 
 
 def test_every_frozen_answer_is_compared() -> None:
