@@ -13,7 +13,7 @@ all heads see the whole map. The paper takes s = 1, 2, 7, 7 in its four stages.
 
 Cost: 8 N D^2 + 2 N s (R + C) D operations, on a square 4 N^1.5 s D, and 18 N D for DW3.
 Parameters: 4 D^2 + 4 D + 10 D.
-Source: CSWin Transformer, Dong et al., arXiv:2107.00652, 2021, equations 3 to 6 and 10.
+Source: CSWin Transformer, Dong et al., arXiv:2107.00652, 2021, section 3.2.
 Differs from the paper: grids that are not square or that s does not divide; one head stands for two of half
 the width.
 Numerics: those of softmax attention.

@@ -1,6 +1,6 @@
 """Neighbourhood attention: every cell attends to the K cells nearest to it on each axis, at linear cost.
 
-    start(i) = clip(i - K // 2, 0, L - K)                     keys start .. start + K - 1 of an axis of L cells
+    start(i) = clip(i - K // 2, 0, L - K)               keys start .. start + K - 1 of an axis of L cells
     A_ij = softmax over the window of i  of  q_i . k_j / sqrt(d) + table[j - i + K - 1]
     y    = merge(sum_j A_ij v_j) W_o
 
@@ -10,17 +10,17 @@
 The window of a cell is the product of those of its axes. At the border it is pushed inside: it never shrinks,
 and nothing is filled up. An even K reaches one cell further to the left.
 
-    dilation t:  cells i, i + t, i + 2t, ... of an axis are a grid of their own; i, L and j - i count inside it
+    dilation t:  cells i, i + t, i + 2t, ... of an axis are an axis of their own, on which i, j and L count
     causal:      start(i) = max(i - K + 1, 0), and the window ends at i
-    stride S:    S cells share the start of their leader: of cell g + S // 2 (causal: g + S - 1), g = S (i // S),
-                 or of the last cell where the axis ends before. S = K cuts windows like Swin's.
+    stride S:    S cells share the start of their leader, cell g + S // 2 (causal: g + S - 1), g = S (i // S),
+                 or the last cell where the axis ends before. S = K cuts windows like Swin's.
 
 On an axis shorter than K, K is its length; t and S shrink until t K <= L and S <= K.
 
 Cost: 8 N D^2 + 4 N K^a D operations, linear in N; only keys of the window are ever multiplied.
-Source: Neighborhood Attention Transformer, Hassani et al., arXiv:2204.07143, 2022, equations 2 to 4. Dilation:
-Dilated Neighborhood Attention Transformer, Hassani and Shi, arXiv:2209.15001, 2022. Causal axes and strides:
-Generalized Neighborhood Attention, Hassani et al., arXiv:2504.16922, 2025.
+Source: Neighborhood Attention Transformer, Hassani et al., arXiv:2204.07143, 2022, section 3.1. Dilation:
+Dilated Neighborhood Attention Transformer, Hassani and Shi, arXiv:2209.15001, 2022. Strides: Generalized
+Neighborhood Attention, Hassani et al., arXiv:2504.16922, 2025.
 Differs from the paper: none known; the papers require t K <= L.
 Numerics: those of softmax attention.
 """
@@ -44,7 +44,11 @@ CARD = Card(
     papers=(
         Paper("Neighborhood Attention Transformer", "2204.07143", 2022),
         Paper("Dilated Neighborhood Attention Transformer", "2209.15001", 2022),
-        Paper("Generalized Neighborhood Attention", "2504.16922", 2025),
+        Paper(
+            "Generalized Neighborhood Attention: Multi-dimensional Sparse Attention at the Speed of Light",
+            "2504.16922",
+            2025,
+        ),
     ),
     causal=False,
     streams=False,
@@ -102,8 +106,8 @@ class NeighborhoodAttention(Module):
         bias_axes: a, the axes of the grid that the table is for; 0 leaves the table out.
 
     Raises:
-        ValueError: heads that do not divide dim; a window or dilation below 1; a stride outside 1..K.
-        ShapeError: a grid whose axes are not those of the options.
+        ValueError: heads that do not divide dim; a window or dilation below 1; a stride outside 1..K; options
+            for different numbers of axes. ShapeError: a grid with other axes than the options.
     """
 
     card = CARD
@@ -127,10 +131,13 @@ class NeighborhoodAttention(Module):
         # How many axes the options name; any number if they name none.
         self.axes = {len(option) for option in self.options if isinstance(option, tuple)}
         self.axes |= {bias_axes} if bias_axes else set()
+        if len(self.axes) > 1 or bias_axes < 0:
+            raise ValueError(f"options name different numbers of axes: {sorted(self.axes)}")
         for k, t, s, _ in self.per_axis(max(self.axes, default=1)):
             if min(k, t) < 1 or not 1 <= s <= k:
                 raise ValueError(
-                    f"window={window} and dilation={dilation} must be at least 1, stride={stride} from 1 to window"
+                    f"window={window} and dilation={dilation} must be at least 1, and stride={stride} from 1 "
+                    "to window"
                 )
         rng = init.generator(seed)
         self.wq, self.wk, self.wv, self.wo = (Linear(dim, dim, True, rng, dtype=dtype) for _ in range(4))
@@ -157,10 +164,10 @@ class NeighborhoodAttention(Module):
         q, k, v, window = self.heads_of(x)
         b, h, n, d = q.shape
         # The keys and values of every window: (B, H, N, M, d). Each cell is a row of its own.
-        near = [a[:, :, window.keys].reshape((b, h * n, -1, d)) for a in (k, v)]
+        k, v = (a[:, :, window.keys].reshape((b, h * n, -1, d)) for a in (k, v))
         bias = None if self.table is None else self.bias(window).reshape((h * n, 1, -1))
         mask = None if window.visible.all() else np.tile(window.visible, (h, 1))[:, None]
-        o = ops.softmax_attention(q.reshape((b, h * n, 1, d)), *near, mask=mask, bias=bias)
+        o = ops.softmax_attention(q.reshape((b, h * n, 1, d)), k, v, mask=mask, bias=bias)
         return self.wo(ops.merge_heads(o.reshape(q.shape))).reshape(x.shape)
 
     def weights(self, x: Tensor) -> Tensor:
@@ -269,7 +276,7 @@ def blocks(layer: Any, x: Tensor, rows: int, columns: int) -> Tensor:
     t = t.reshape((-1, *shape[2:]))
     q, k, v = (ops.split_heads(w(t), layer.heads) for w in (layer.wq, layer.wk, layer.wv))
     y = layer.wo(ops.merge_heads(ops.softmax_attention(q, k, v)))
-    return unpartition(y.reshape(shape), x.shape[1:3], rows, columns)
+    return unpartition(y.reshape(shape), (x.shape[1], x.shape[2]), rows, columns)
 
 
 @identity("stride S = K on sides that K divides: attention inside windows of K cells")
@@ -309,7 +316,7 @@ def weights_are_used(case: Case) -> tuple[Any, Any]:
     y = layer.wo(ops.merge_heads(p @ layer.heads_of(x)[2]))
     left = [p.data.sum(axis=-1), (p.data > 0.0).sum(axis=-1), y.data]
     right = [np.ones(p.shape[:-1]), np.full(p.shape[:-1], 9.0), layer(x).data]
-    return tuple(np.concatenate([a.reshape(-1) for a in side]) for side in (left, right))
+    return np.concatenate([a.ravel() for a in left]), np.concatenate([a.ravel() for a in right])
 
 
 @identity("causal axes: cells after a cell do not change it, on any of them")

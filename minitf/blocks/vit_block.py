@@ -10,7 +10,7 @@ hidden from another, unless a mask says so.
 
 Cost: 24 N D^2 + 4 N^2 D operations. Parameters: 12 D^2 + 13 D, and 2 D for LayerScale.
 Source: An Image is Worth 16x16 Words, Dosovitskiy et al., arXiv:2010.11929, 2020, equations 2 and 3.
-LayerScale: CaiT, Touvron et al., arXiv:2103.17239, 2021, equation 4.
+LayerScale: CaiT, Touvron et al., arXiv:2103.17239, 2021.
 Differs from the paper: GELU is the exact form with erf, as in PyTorch ports; the published code's default is
 the tanh form, up to 5e-4 away: `approximate="tanh"`. No dropout.
 Numerics: the norms add 1e-6 to the variance.

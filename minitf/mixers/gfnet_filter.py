@@ -13,7 +13,7 @@ The paper's block has one skip path: x + FFN(LN2(filter(LN1(x)))).
 
 Cost: about 10 D N log2 N operations for the two transforms, 6 N D for the product.
 Parameters: 2 R (C // 2 + 1) D.
-Source: Global Filter Networks for Image Classification, Rao et al., arXiv:2107.00645, 2021, equation 3.
+Source: Global Filter Networks for Image Classification, Rao et al., arXiv:2107.00645, 2021, section 3.2.
 Differs from the paper: none; the factors 1/sqrt(N) of its transforms cancel each other and are left out.
 `resized` interpolates linearly, the published code with cubic curves.
 Numerics: transforms run in the precision of x, at least float32.

@@ -18,7 +18,7 @@ def clusters(n: int = 40) -> np.ndarray:
 
 
 def alignment(z: np.ndarray, h: np.ndarray) -> float:
-    """How far h h^T is large for the 10 most similar tokens of each row of z z^T and small for the 10 least."""
+    """Mean of h h^T over the 10 most similar tokens of each row of z z^T, less that over the 10 least."""
     order = np.argsort(-(z @ z.T), axis=1, kind="stable")
     products = np.take_along_axis(h @ h.T, order, axis=1)
     return float(products[:, :10].mean() - products[:, -10:].mean())
