@@ -167,9 +167,7 @@ class NSA(Module):
     Args:
         dim: D. heads: H. kv_heads: Hkv, default H. compress: phi, "mlp" or "mean".
         length, stride, block, picks, window: l, s, l', n, w.
-        position: a scheme that rotates q and k, or its name.
-
-    Raises ValueError for options out of range.
+        position: a scheme that rotates q and k, or its name. Options out of range raise ValueError.
     """
 
     card = CARD
@@ -227,8 +225,7 @@ class NSA(Module):
         return q, k, ops.split_heads(self.wv(x), self.kv_heads)
 
     def _mix(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor) -> Tensor:
-        # (B, H, N, 3)
-        g = ops.sigmoid(ops.split_heads(self.wg(x), self.heads))
+        g = ops.sigmoid(ops.split_heads(self.wg(x), self.heads))  # (B, H, N, 3)
         o = [g[..., i : i + 1] * part for i, part in enumerate(branches(q, k, v, kc, vc, self.sizes))]
         return self.wo(ops.merge_heads(o[0] + o[1] + o[2]))
 
