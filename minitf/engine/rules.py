@@ -198,6 +198,10 @@ def cholesky_rule(g: Any, y: Any, a: Any) -> Any:
     return (s + transposed(s)) * 0.5
 
 
+def split_rule(needed: Any, g: Any, y: Any, x: Any, sizes: Any, axis: int = 0) -> tuple[Any, ...]:
+    return (F.concat([F.zeros_like(part) if gi is None else gi for gi, part in zip(g, y)], axis=axis),)
+
+
 def qr_rule(needed: Any, g: Any, y: Any, a: Any) -> tuple[Any, ...]:
     # ga = (gQ + Q sym(M)) R^-T, M = R gR^T - gQ^T Q, sym copies the lower triangle to the upper one.
     q, r = y
@@ -333,6 +337,7 @@ RULES: dict[str, Rule] = {
     ),
     "concat_parts": Each(concat_rule),
     "stack_parts": Each(stack_rule),
+    "split_parts": Together(split_rule),
     "pad_constant": (pad_rule,),
     "unfold": (lambda g, y, x, size, axis=-1, step=1, dilation=1: F.fold(g, x.shape, axis, step, dilation),),
     "fold": (

@@ -83,8 +83,8 @@ def z_loss(scores: Tensor, valid: Array | None = None) -> Tensor:
 
 def importance_loss(gates: Tensor, valid: Array | None = None, unbiased: bool = False) -> Tensor:
     """L = var(I) / mean(I)^2, I_e = sum_n G_ne: gates G (..., n, E), 0 where not chosen, or all p."""
-    # The mean over tokens instead of the sum: their factor n cancels.
-    return spread(token_mean(gates, valid), unbiased)
+    counted = gates if valid is None else ops.where(np.asarray(valid)[..., None], gates, 0.0)
+    return spread(counted.sum(axis=-2), unbiased)
 
 
 def load_loss(
@@ -251,15 +251,15 @@ def importance_of_scaled(case: Case) -> tuple[Tensor, Any]:
     return ops.stack([importance_loss(7.0 * gates), equal]), np.stack([loss.data, np.zeros(case.b)])
 
 
-@identity("L_importance = E sum I^2 / (sum I)^2 - 1; unbiased, E / (E - 1) times that")
+@identity("L_importance = E sum I^2 / (sum I)^2 - 1; unbiased, with E - 1 and 1e-10 beside the squared mean")
 def importance_by_sums(case: Case) -> tuple[Tensor, Any]:
     _, p, chosen, _ = routed(case)
     gates = p * chosen
     i, e = gates.data.sum(axis=1), case.dim
     expected = e * (i * i).sum(axis=-1) / i.sum(axis=-1) ** 2 - 1.0
-    return ops.stack([importance_loss(gates), importance_loss(gates, unbiased=True)]), np.stack(
-        [expected, expected * e / (e - 1)]
-    )
+    unbiased = i.var(axis=-1, ddof=1) / (i.mean(axis=-1) ** 2 + 1e-10)
+    found = [importance_loss(gates), importance_loss(gates, unbiased=True)]
+    return ops.stack(found), np.stack([expected, unbiased])
 
 
 @identity("L_load, both forms, by loops over tokens and experts")

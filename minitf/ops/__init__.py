@@ -173,6 +173,7 @@ from .shape import (
     tril,
     triu,
     unfold,
+    unstack,
     zeros_like,
 )
 from .windows import (
@@ -336,6 +337,7 @@ __all__ = [
     "tril",
     "triu",
     "unfold",
+    "unstack",
     "var",
     "where",
     "zeros",

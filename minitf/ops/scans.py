@@ -13,7 +13,7 @@ from .elementwise import Like, exp, where
 from .kernels import kernelized
 from .linalg import matmul
 from .reductions import cumsum, sum
-from .shape import broadcast_to, concat, expand_dims, pad, reshape, stack, tril
+from .shape import broadcast_to, concat, expand_dims, pad, reshape, stack, tril, unstack
 
 
 def in_chunks(x: Like, chunk: int) -> Tensor:
@@ -35,9 +35,9 @@ def carry(decay: Tensor, write: Tensor, state: Like) -> tuple[Tensor, Tensor]:
         (B, H, M, dk, dv) and (B, H, dk, dv).
     """
     before = []
-    for m in range(write.shape[2]):
+    for decay_m, write_m in zip(unstack(decay, axis=2), unstack(write, axis=2), strict=True):
         before.append(state)
-        state = decay[:, :, m] * state + write[:, :, m]
+        state = decay_m * state + write_m
     return stack(before, axis=2), state
 
 
@@ -175,11 +175,13 @@ def delta_rule(
     from_values, from_state = matmul(t, v), matmul(t, k * exp(total))
     decay, write = exp(last).mT, (k * exp(last - total)).mT
     before, written = [], []
-    for m in range(q.shape[2]):
+    for values_m, state_m, decay_m, write_m in zip(
+        *(unstack(a, axis=2) for a in (from_values, from_state, decay, write)), strict=True
+    ):
         before.append(state)
         # U: (B, H, C, dv)
-        written.append(from_values[:, :, m] - matmul(from_state[:, :, m], state))
-        state = decay[:, :, m] * state + matmul(write[:, :, m], written[-1])
+        written.append(values_m - matmul(state_m, state))
+        state = decay_m * state + matmul(write_m, written[-1])
     reads = matmul(decayed_products(q, k, total), stack(written, axis=2))
     o = reads + matmul(q * exp(total), stack(before, axis=2))
     return reshape(o, (batch, heads, -1, o.shape[-1]))[:, :, :n], state

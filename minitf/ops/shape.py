@@ -110,6 +110,17 @@ def stack(arrays: Sequence[Like], axis: int = 0) -> Tensor:
     return stack_parts(*arrays, axis=axis)
 
 
+@primitive
+def split_parts(x: Like, sizes: tuple[int, ...], axis: int = 0) -> Any:
+    ends = np.cumsum(sizes)
+    index: list[Any] = [slice(None)] * x.ndim
+    parts = []
+    for end, size in zip(ends, sizes, strict=True):
+        index[axis] = slice(end - size, end)
+        parts.append(x[tuple(index)])
+    return tuple(parts)
+
+
 def split(x: Like, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     """Cut x along `axis` into `sections` equal parts, or into parts of the sizes listed.
 
@@ -123,13 +134,12 @@ def split(x: Like, sections: int | Sequence[int], axis: int = 0) -> list[Tensor]
         sections = [n // sections] * sections
     if total(sections) != n:
         raise ShapeError(f"split: sizes {list(sections)} add up to {total(sections)}, axis {axis} has {n}")
-    parts, start = [], 0
-    for size in sections:
-        index: list[Any] = [slice(None)] * x.ndim
-        index[axis] = slice(start, start + size)
-        parts.append(x[tuple(index)])
-        start += size
-    return parts
+    return list(split_parts(x, tuple(sections), axis))
+
+
+def unstack(x: Like, axis: int = 0) -> list[Tensor]:
+    """The slices of x along `axis`, without that axis: undoes `stack`."""
+    return [squeeze(part, axis) for part in split(x, x.shape[axis], axis)] if x.shape[axis] else []
 
 
 @primitive

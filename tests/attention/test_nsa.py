@@ -49,8 +49,8 @@ def test_importance_by_hand() -> None:
 
 
 def test_every_query_head_of_a_group_sees_the_same_blocks() -> None:
-    """With the window and the compressed blocks shut, hidden values that one head misses are missed by all."""
-    layer = NSA(8, heads=4, kv_heads=2, dtype="float64", **SMALL)
+    """With two gates shut, the tokens that reach a head are those of its blocks."""
+    layer = NSA(8, heads=4, kv_heads=2, dtype="float64", **(SMALL | {"picks": 4}))
     layer.wg.weight.data[...] = 0.0
     layer.wg.bias.data[...] = np.tile([-400.0, 400.0, -400.0], 4)
     layer.wo.weight.data[...] = np.eye(8)
@@ -61,9 +61,9 @@ def test_every_query_head_of_a_group_sees_the_same_blocks() -> None:
         x.grad = None
         layer(x)[0, -1, 2 * h : 2 * h + 2].sum().backward()
         rows = np.abs(x.grad.data[0]).max(axis=-1)
-        reached.append({int(i) // 2 for i in np.flatnonzero(rows)})
+        reached.append({int(i) // 2 for i in np.flatnonzero(rows > 1e-12)})
     assert reached[0] == reached[1] and reached[2] == reached[3], f"blocks by head: {reached}"
-    assert all(len(seen) == 3 and {0, 8, 9} == seen for seen in reached), f"forced blocks: {reached}"
+    assert all(len(seen) == 4 and {0, 8, 9} < seen for seen in reached), f"forced and one more: {reached}"
 
 
 def test_prompts_in_pieces_equal_the_whole() -> None:

@@ -203,6 +203,12 @@ CASES: dict[str, list[tuple[Any, ...]]] = {
                      (lambda a, b: ops.concat([a, b], axis=-1), r(2, 0), r(2, 2)),
                      (lambda a: ops.concat([a, np.ones((1, 2))]), r(2, 2)),
                      (lambda x: ops.tile(x, (2, 3)), r(2, 3))],
+    "split_parts": [
+        (lambda x: ops.split(x, [1, 3, 2], axis=1)[1], r(2, 6)),
+        (lambda x: tuple(ops.split(x, 2)), r(4, 3)),
+        (lambda x: ops.split(x, [2, 0, 1])[0] * 2.0, r(3)),
+        (lambda x: ops.unstack(x, axis=-1)[2], r(2, 1, 3)),
+    ],
     "stack_parts": [(lambda a, b: ops.stack([a, b, a], axis=-1), r(2, 3), r(2, 3)),
                     (lambda a, b: ops.stack([a, b]), r(), r())],
     "pad_constant": [(lambda x: ops.pad(x, [(1, 0), (2, 3)], value=7.0), r(2, 3)), (lambda x: ops.pad(x,
