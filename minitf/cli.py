@@ -20,7 +20,7 @@ from minitf import MinitfError, __version__
 # In the order of `minitf --help`.
 COMMANDS = {
     "demo": "Train a small language model on Moby-Dick and look inside it.",
-    "train": "Train a language model on a text.",
+    "train": "Train a model on a text or a task.",
     "sample": "Let a trained model write.",
     "list": "List the variants in the catalogue.",
     "show": "Show one variant: card, equation, identities, source code.",

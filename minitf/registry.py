@@ -106,8 +106,8 @@ def build(name: str, dim: int, **options: Any) -> Module:
     accepted = inspect.signature(cls).parameters
     if not is_count(dim):
         raise RangeError(f"dim must be a positive integer, not {dim!r}")
-    # Every variant may be built with the same call; some have no heads, and some nothing random.
-    for common in ("heads", "seed"):
+    # Every variant may be built with the same call; some have no heads, nothing random or no parameters.
+    for common in ("heads", "seed", "dtype"):
         if common not in accepted:
             options.pop(common, None)
     takes = ", ".join(key for key in accepted if key != "dim") or "no options"

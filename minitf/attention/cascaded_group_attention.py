@@ -62,9 +62,10 @@ CARD = Card(
     causal=False,
     streams=False,
     grid="2d",
-    complexity="2 N D^2 + 4 N D dk + 2 N D d + 2 N w^2 H dk + 2 N w^2 D",
+    complexity="2 N D^2 + 4 N D dk + 2 N D d + 2 N w^2 H dk + 2 N w^2 D + 2 N H dk k^2",
     properties=("batch_independent",),
     basis="published code: microsoft/Cream EfficientViT/classification/model/efficientvit.py",
+    parity=("timm 1.0.31 LocalWindowAttention",),
 )
 
 

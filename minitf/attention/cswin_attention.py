@@ -47,6 +47,7 @@ CARD = Card(
     complexity="8 N D^2 + 4 N^1.5 s D + 18 N D",
     properties=("batch_independent",),
     basis="published code: microsoft/CSWin-Transformer models/cswin.py",
+    parity=("microsoft/CSWin-Transformer f111ae2 models/cswin.py CSWinBlock",),
 )
 
 

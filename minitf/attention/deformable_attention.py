@@ -46,6 +46,7 @@ CARD = Card(
     complexity="4 Q D^2 + 4 S D^2 + 8 Q L P D, Q queries, S cells",
     properties=("batch_independent",),
     basis="published code: fundamentalvision/Deformable-DETR models/ops/modules/ms_deform_attn.py",
+    parity=("transformers 5.23.0 DeformableDetrMultiscaleDeformableAttention",),
 )
 
 

@@ -38,6 +38,7 @@ CARD = Card(
     complexity="8 N D^2 + 4 N c D + 54 N D",
     properties=("batch_independent",),
     basis="published code: swz30/Restormer basicsr/models/archs/restormer_arch.py",
+    parity=("swz30/Restormer df766d5 basicsr/models/archs/restormer_arch.py Attention",),
 )
 
 

@@ -54,6 +54,7 @@ CARD = Card(
     properties=("batch_independent",),
     basis="published code: huggingface/pytorch-image-models timm/models/swin_transformer.py",
     aliases={"w_msa": {}, "sw_msa": {"shift": 3}},
+    parity=("timm 1.0.31 SwinTransformerBlock",),
 )
 
 

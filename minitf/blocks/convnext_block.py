@@ -38,6 +38,7 @@ CARD = Card(
     complexity="98 N D + 16 N D^2",
     properties=("batch_independent",),
     basis="published code: facebookresearch/ConvNeXt models/convnext.py",
+    parity=("timm 1.0.31 ConvNeXtBlock",),
 )
 
 

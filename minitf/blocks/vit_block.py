@@ -45,6 +45,7 @@ CARD = Card(
     complexity="24 N D^2 + 4 N^2 D",
     properties=("batch_independent", "permutation_equivariant"),
     basis="published code: google-research/vision_transformer vit_jax/models_vit.py",
+    parity=("timm 1.0.31 Block",),
 )
 
 

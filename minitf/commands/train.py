@@ -177,7 +177,7 @@ def settings_of(
     model |= {name: value for name, value in numbers.items() if name in MODEL_OPTIONS}
     training |= {name: value for name, value in numbers.items() if name in TRAINING_OPTIONS}
     if "position" not in numbers:
-        model["position"] = fitting_position(model["attention"], model["position"])
+        model["position"] = fitting_position(model["attention"], model["block"], model["position"])
     return Settings(
         task="" if text else task,
         text=str(text.resolve()) if text else "",

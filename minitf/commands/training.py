@@ -229,10 +229,16 @@ MAKERS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def fitting_position(attention: str, position: str) -> str:
-    """The position scheme, or "learned" where the mixer takes none. Raises UnknownVariantError."""
+def fitting_position(attention: str, block: str, position: str) -> str:
+    """The position scheme, or "learned" where the mixer or the whole block takes none.
+
+    Raises:
+        UnknownVariantError: no such mixer or block.
+    """
     resolve(attention, PARTS["attention"])
-    return position if accepts(attention, "position") else "learned"
+    resolve(block, PARTS["block"])
+    takes = accepts(attention, "position") if accepts(block, "mixer") else accepts(block, "position")
+    return position if takes else "learned"
 
 
 @contextmanager

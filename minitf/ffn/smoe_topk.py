@@ -51,6 +51,7 @@ CARD = Card(
     properties=("token_wise",),
     basis="paper text and the layout of UNITES-Lab/MC-SMoE",
     aliases={"mixtral_moe": {}},
+    parity=("transformers 5.23.0 MixtralSparseMoeBlock",),
 )
 
 EXPERTS: dict[str, Any] = {"swiglu": GLUFFN, "gelu": GELUFFN}
@@ -151,12 +152,16 @@ def equal_experts(case: Case) -> tuple[Tensor, Tensor]:
 
 @identity("with k = E, the dense mixture by the softmax of all scores; with W_r = 0, the mean of the experts")
 def dense(case: Case) -> tuple[Tensor, Tensor]:
-    layer, x = build(case, k=4), case.tokens()
-    p = ops.softmax(layer.router(x))
-    mixed = sum(p[..., e : e + 1] * layer.experts[e](x) for e in range(4))
-    blind = build(case, k=4)
-    blind.router.weight.data = np.zeros_like(blind.router.weight.data)
-    return ops.stack([layer(x), blind(x)]), ops.stack([mixed, sum(f(x) for f in blind.experts) / 4.0])
+    x, left, right = case.tokens(), [], []
+    for renorm in (True, False):
+        layer = build(case, k=4, renorm=renorm)
+        p = ops.softmax(layer.router(x))
+        left.append(layer(x))
+        right.append(sum(p[..., e : e + 1] * layer.experts[e](x) for e in range(4)))
+        layer.router.weight.data = np.zeros_like(layer.router.weight.data)
+        left.append(layer(x))
+        right.append(sum(f(x) for f in layer.experts) / 4.0)
+    return ops.stack(left), ops.stack(right)
 
 
 @identity("softmax over the k best scores equals softmax over all, renormalised over those k")

@@ -41,6 +41,7 @@ CARD = Card(
     complexity="10 D N log N + 6 N D",
     properties=("batch_independent", "fixed_grid", "translation_equivariant"),
     basis="published code: raoyongming/GFNet gfnet.py",
+    parity=("raoyongming/GFNet 2de48b6 gfnet.py GlobalFilter",),
 )
 
 

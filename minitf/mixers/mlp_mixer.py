@@ -40,6 +40,7 @@ CARD = Card(
     properties=("batch_independent", "fixed_grid"),
     basis="published code: google-research/vision_transformer vit_jax/models_mixer.py, "
     "huggingface/pytorch-image-models timm/models/mlp_mixer.py",
+    parity=("timm 1.0.31 MixerBlock",),
 )
 
 

@@ -36,6 +36,7 @@ CARD = Card(
     complexity="2 k N D",
     properties=("batch_independent",),
     basis="published code: sail-sg/poolformer models/poolformer.py",
+    parity=("timm 1.0.31 Pooling",),
 )
 
 

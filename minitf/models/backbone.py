@@ -82,7 +82,7 @@ class Backbone(Module):
 
     def maps(self, run: Callable[[], Any], **options: Any) -> list[np.ndarray[Any, Any]]:
         """The attention maps (B, H, N, N) of each block while `run` calls the model, without dropout."""
-        mixers = [block.mixer for block in self.blocks if hasattr(block.mixer, "weights")]
+        mixers = [mixer_of(block) for block in self.blocks if hasattr(mixer_of(block), "weights")]
         if not mixers:
             raise ValueError(
                 f"attention={self.config.attention!r} forms no weights, so it has no maps to show"
@@ -179,6 +179,11 @@ class OnGrid(Module):
         return y.reshape(x.shape)
 
 
+def mixer_of(block: Any) -> Any:
+    """The mixer that a block was given, or the block itself where it is a whole layer."""
+    return block.mixer if "mixer" in inspect.signature(type(block)).parameters else block
+
+
 def with_a_loss(module: Module) -> Iterator[Any]:
     """The outermost modules that have an `auxiliary_loss`."""
     if hasattr(module, "auxiliary_loss"):
@@ -233,6 +238,11 @@ def build_block(config: Parts, host: Host, rng: np.random.Generator, dtype: Any)
     """One block with its mixer and FFN."""
     cls = variant_class(config.block)
     takes = inspect.signature(cls).parameters
+    if not {"mixer", "ffn"} & takes.keys():
+        # A whole layer by itself, such as Mamba's: the mixer and the FFN of the config play no part.
+        check_position(config, "block")
+        whole = build(config.block, config.dim, **common_options("block", config, host, rng, dtype))
+        return OnGrid(whole, host.grid) if len(host.grid) > 1 and cls.card.grid in ("2d", "nd") else whole
     if not {"mixer", "ffn", "norm"} <= takes.keys():
         raise ValueError(
             f"block={config.block!r} is not built from a mixer, an FFN and a norm: choose another"
@@ -264,15 +274,23 @@ def build_mixer(config: Parts, host: Host, rng: np.random.Generator, dtype: Any)
         if not accepts(name, "kv_heads"):
             raise ValueError(f"attention={name!r} has no kv_heads: leave kv_heads=None")
         options["kv_heads"] = config.kv_heads
-    scheme = variant_class(config.position)
-    if scheme.rotate is not Position.rotate or scheme.bias is not Position.bias:
-        if not accepts(name, "position"):
-            raise ValueError(
-                f"attention={name!r} takes no position scheme, so position={config.position!r} cannot act in "
-                "it: write 'none', or one that acts on the embeddings, such as 'learned' or 'sinusoidal'"
-            )
+    if check_position(config, "attention"):
         options["position"] = position_scheme(config, host, rng, dtype)
     return build(name, config.dim, **{**options, **config.attention_options})
+
+
+def check_position(config: Parts, part: str) -> bool:
+    """Whether the position scheme acts inside the mixers. Raises ValueError where this part takes none."""
+    scheme = variant_class(config.position)
+    if scheme.rotate is Position.rotate and scheme.bias is Position.bias:
+        return False
+    name = getattr(config, part)
+    if not accepts(name, "position"):
+        raise ValueError(
+            f"{part}={name!r} takes no position scheme, so position={config.position!r} cannot act in "
+            "it: write 'none', or one that acts on the embeddings, such as 'learned' or 'sinusoidal'"
+        )
+    return True
 
 
 def build_ffn(config: Parts, host: Host, rng: np.random.Generator, dtype: Any) -> Any:
@@ -317,7 +335,7 @@ def common_options(
             "that `minitf list --causal` shows"
         )
     # An FFN that sees one token only is called causal too.
-    if host.causal == "never" and part == "attention" and card.causal and not accepts(name, "causal"):
+    if host.causal == "never" and part != "ffn" and card.causal and not accepts(name, "causal"):
         raise ValueError(f"{part}={name!r} sees only the past, so {host.model} cannot use it: choose another")
     # Sizes of the grid; a sequence has one.
     grid: Any = host.grid if card.grid in ("2d", "nd") else math.prod(host.grid)

@@ -22,7 +22,7 @@ from minitf.engine import ShapeError, Tensor, no_grad
 from minitf.nn import Linear, init
 from minitf.registry import variant_class
 
-from .backbone import Host, TokenBackbone, share_right, token_ids
+from .backbone import Host, TokenBackbone, mixer_of, share_right, token_ids
 from .config import Config
 
 # The target of a position that does not count.
@@ -99,16 +99,17 @@ class LanguageModel(TokenBackbone):
         if variant_class(self.config.ffn).card.grid != "any":
             name = self.config.ffn
             raise ValueError(f"ffn={name!r} looks at several tokens: call the model on whole sequences")
-        if not all(hasattr(block.mixer, "step") for block in self.blocks):
-            name = self.config.attention
-            raise ValueError(f"attention={name!r} does not stream: call the model on whole sequences")
+        if not all(hasattr(mixer_of(block), "step") for block in self.blocks):
+            part = "block" if mixer_of(self.blocks[0]) is self.blocks[0] else "attention"
+            name = getattr(self.config, part)
+            raise ValueError(f"{part}={name!r} does not stream: call the model on whole sequences")
         return State(tuple(block.start(batch) for block in self.blocks), 0, batch)
 
     def prefill(self, tokens: Any, state: State) -> tuple[Tensor, State]:
         """Several tokens (B, n) after those in `state`: logits (B, n, V), and the new state. No gradients."""
         ids = token_ids(tokens, 2, "(B, n)")
         self._check_batch(ids, state)
-        if not all(hasattr(block.mixer, "prefill") for block in self.blocks):
+        if not all(hasattr(mixer_of(block), "prefill") for block in self.blocks):
             rows = []
             for n in range(ids.shape[1]):
                 row, state = self.step(ids[:, n], state)

@@ -47,6 +47,7 @@ CARD = Card(
     properties=("batch_independent",),
     basis="published code: google-research/vision_transformer vit_jax/models_vit.py, "
     "huggingface/pytorch-image-models timm/layers/patch_embed.py",
+    parity=("timm 1.0.31 VisionTransformer._pos_embed, resample_abs_pos_embed",),
 )
 
 

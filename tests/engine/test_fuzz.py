@@ -150,6 +150,8 @@ LINES = [
     Line("ops.concat([{a}, {a} * {a}], axis={axis})", "torch.cat([{a}, {a} * {a}], dim={axis})", axis),
     Line("ops.stack([{a}, ops.sin({a})], axis={axis})",
     "torch.stack([{a}, torch.sin({a})], dim={axis})", axis),
+    Line("ops.split({a}, [1, {n} - 1], axis={axis})[1]",
+    "{a}.narrow({axis}, 1, {n} - 1)", wide),
     Line("ops.pad({a}, {width}, value=0.5)", "torch.nn.functional.pad({a}, {flat}, value=0.5)", longer),
     Line("ops.unfold({a}, 2, axis={axis})", "{a}.unfold({axis}, 2, 1)", wide),
     Line("ops.fold(ops.unfold({a}, 2, {axis}), {shape}, {axis})",

@@ -64,8 +64,10 @@ def axial(x: Any, wq: Any, wk: Any, wv: Any, wo: Any, bo: Any) -> Any:
 
 
 def autoformer_training(x: Any, wq: Any, wk: Any, wv: Any, wo: Any, **biases: Any) -> Any:
-    """In float32, which its sum over delays falls back to."""
-    layer = AutoformerAttention(8, 2, autocorrelation_factor=2).train()
+    """In float32, which its sum over delays falls back to. One head: with more, that code gives the
+    weights of one example to the heads of another.
+    """
+    layer = AutoformerAttention(8, 1, autocorrelation_factor=2).train()
     weights = {f"{n}_proj.weight": w.T for n, w in zip(("q", "k", "v", "out"), (wq, wk, wv, wo))}
     weights |= {f"{n}_proj.bias": biases[b] for n, b in zip(("q", "k", "v", "out"), ("bq", "bk", "bv", "bo"))}
     return functional_call(layer, {n: w.float() for n, w in weights.items()}, (x.float(),))[0]
@@ -76,7 +78,9 @@ def decomposition(x: Any, weight: Any, bias: Any) -> Any:
     config = AutoformerConfig(d_model=4, moving_average=5)
     norm = AutoformerLayernorm(config).double()
     parts = AutoformerSeriesDecompositionLayer(config)(x)
-    return torch.cat([*parts, functional_call(norm, {"layernorm.weight": weight, "layernorm.bias": bias}, (x,))], -1)
+    return torch.cat(
+        [*parts, functional_call(norm, {"layernorm.weight": weight, "layernorm.bias": bias}, (x,))], -1
+    )
 
 
 def flex(q: Any, k: Any, v: Any, table: Any) -> Any:
@@ -84,13 +88,16 @@ def flex(q: Any, k: Any, v: Any, table: Any) -> Any:
     ids = torch.tensor([0] * 9 + [1] * 7 + [2] * 5)
 
     def score_mod(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
-        score = score + (j - i) * torch.exp2(-8.0 * (h + 1) / 4) + table[h, (i - j).clip(-2, 2) + 2]
+        score = score + (j - i) * torch.exp2(-8.0 * (h + 1) / 2) + table[h, (i - j).clip(-2, 2) + 2]
         return 1.5 * torch.tanh(score / 1.5)
 
     def mask_mod(b: Any, h: Any, i: Any, j: Any) -> Any:
         return (ids[i] == ids[j]) & (i >= j) & (i - j <= 4) & ((h > 0) | (i > 2))
 
-    mask = create_block_mask(mask_mod, 1, 4, 21, 21, device="cpu", BLOCK_SIZE=8)
+    # Backward is refused on a CPU, where no compiled kernel has it; the eager code can do it.
+    module = sys.modules[flex_attention.__module__]
+    module._validate_device = lambda *tensors: None  # type: ignore[attr-defined]
+    mask = create_block_mask(mask_mod, 1, 2, 21, 21, device="cpu", BLOCK_SIZE=8)
     return flex_attention(q, k, v, score_mod=score_mod, block_mask=mask, enable_gqa=True)
 
 
@@ -108,13 +115,19 @@ def hopfield_weights(prefix: str, w: dict[str, Any], packed: bool) -> dict[str, 
         found |= {f"{core}{n}_proj_weight": w[f"w{n}"].T for n in "qkv"}
     found[f"{core}in_proj_bias"] = torch.cat([w["bq"], w["bk"], w["bv"]])
     found |= {f"{core}out_proj.weight": w["wo"].T, f"{core}out_proj.bias": w["bo"]}
-    for part, name in (("state", "state_pattern"), ("stored", "stored_pattern"), ("values", "pattern_projection")):
+    for part, name in (
+        ("state", "state_pattern"),
+        ("stored", "stored_pattern"),
+        ("values", "pattern_projection"),
+    ):
         found[f"{prefix}norm_{name}.weight"] = w[f"norm_{part}"]
         found[f"{prefix}norm_{name}.bias"] = w[f"shift_{part}"]
     return found
 
 
-def hopfield_inputs(dim: int, width: int, pattern: int, out: int, source: int | None = None) -> dict[str, np.ndarray]:
+def hopfield_inputs(
+    dim: int, width: int, pattern: int, out: int, source: int | None = None
+) -> dict[str, np.ndarray]:
     """Weights of one Hopfield layer of `dim`, with heads that are `width` and `pattern` wide together."""
     found = {"wq": (dim, width), "wk": (dim, width), "wv": (source or dim, pattern), "wo": (pattern, out)}
     found |= {"bq": (width,), "bk": (width,), "bv": (pattern,), "bo": (out,)}
@@ -131,24 +144,32 @@ def hopfield(folder: Path) -> None:
     mask = rng.random((3, 5)) < 0.3
 
     def association(x: Any, context: Any, values: Any, **w: Any) -> Any:
-        layer = Hopfield(8, num_heads=2, update_steps_max=3, update_steps_eps=0.02).double().eval()
+        """The second head stops after one step, the first after two."""
+        layer = Hopfield(8, num_heads=2, update_steps_max=3, update_steps_eps=0.29).double().eval()
         options = {"association_mask": torch.tensor(mask)}
         return functional_call(layer, hopfield_weights("", w, True), ((context, x, values),), options)
 
     tokens = {"x": normal(2, 3, 8), "context": normal(2, 5, 8), "values": normal(2, 5, 8), "mask": ~mask}
-    from_torch("hopfield", f"{source} Hopfield", lambda mask, **v: association(**v), tokens | hopfield_inputs(8, 8, 8, 8))
+    from_torch(
+        "hopfield",
+        f"{source} Hopfield",
+        lambda mask, **v: association(**v),
+        tokens | hopfield_inputs(8, 8, 8, 8),
+    )
 
-    def options(x: Any, beta: Any, **w: Any) -> Any:
-        """Wider heads, values connected with keys, layer norms in Hopfield space, a zero row, a beta each."""
+    def options(x: Any, **w: Any) -> Any:
+        """Wider heads, values connected with keys, layer norms in Hopfield space, a zero row, no limit.
+
+        One beta: a list of them is repeated over the features of all heads there, not head by head.
+        """
         layer = Hopfield(
-            8, hidden_size=6, output_size=5, pattern_size=6, num_heads=2, scaling=beta, update_steps_max=None,
+            8, hidden_size=6, output_size=5, pattern_size=6, num_heads=2, scaling=0.9, update_steps_max=None,
             update_steps_eps=1e-3, normalize_hopfield_space=True, pattern_projection_as_connected=True,
             add_zero_association=True,
         ).double().eval()  # fmt: skip
-        # Per head in the code; it repeats beta over the features of all heads, head by head.
         return functional_call(layer, hopfield_weights("", w, False), (x,))
 
-    arrays = {"x": normal(2, 4, 8), "beta": np.full(2, 0.9)} | hopfield_inputs(8, 12, 12, 5, source=12)
+    arrays = {"x": normal(2, 4, 8)} | hopfield_inputs(8, 12, 12, 5, source=12)
     from_torch("hopfield_options", f"{source} Hopfield with options", options, arrays)
 
     def pooling(x: Any, states: Any, **w: Any) -> Any:
@@ -196,14 +217,19 @@ def autoformer(folder: Path) -> None:
 
     def cross(x: Any, context: Any, **w: Any) -> Any:
         """Inference mode, with fewer keys than queries."""
-        return functional_call(mixer(2).double().eval(), linear_weights("", w), (x, context, context, None))[0]
+        return functional_call(mixer(2).double().eval(), linear_weights("", w), (x, context, context, None))[
+            0
+        ]
 
     arrays = {"x": normal(3, 20, 8), "context": normal(3, 13, 8)}
     from_torch("auto_correlation_cross", f"{source} AutoCorrelationLayer", cross, arrays | linear_inputs())
 
     def encoder(x: Any, w1: Any, w2: Any, **w: Any) -> Any:
         layer = EncoderLayer(mixer(1), 8, 16, moving_avg=5, dropout=0.0, activation="gelu").double().eval()
-        weights = linear_weights("attention.", w) | {"conv1.weight": w1.T[..., None], "conv2.weight": w2.T[..., None]}
+        weights = linear_weights("attention.", w) | {
+            "conv1.weight": w1.T[..., None],
+            "conv2.weight": w2.T[..., None],
+        }
         return functional_call(layer, weights, (x,))[0]
 
     ffn = {"w1": normal(8, 16, scale=0.4), "w2": normal(16, 8, scale=0.4)}
@@ -218,13 +244,16 @@ def autoformer(folder: Path) -> None:
         weights["projection.weight"] = taps.permute(2, 1, 0)
         return torch.cat(functional_call(layer.double().eval(), weights, (x, context)), -1)
 
-    arrays = {"x": normal(2, 9, 8), "context": normal(2, 7, 8), "taps": normal(3, 8, 3, scale=0.4)} | ffn
+    arrays = {"x": normal(1, 9, 8), "context": normal(1, 7, 8), "taps": normal(3, 8, 3, scale=0.4)} | ffn
     arrays |= linear_inputs() | linear_inputs("cross_")
     from_torch("series_decomposition_decoder", f"{source} DecoderLayer", decoder, arrays)
 
 
 def main() -> None:
-    for name, (rounds, before, causal) in {"reformer_lsh": (1, 1, True), "reformer_lsh_rounds": (3, 0, False)}.items():
+    for name, (rounds, before, causal) in {
+        "reformer_lsh": (1, 1, True),
+        "reformer_lsh_rounds": (3, 0, False),
+    }.items():
         f, rotations = reformer(rounds, before, causal)
         arrays = {"x": normal(2, 24, 8), "wqk": normal(8, 8), "wv": normal(8, 8), "rotations": rotations}
         from_torch(name, f"{HF} LSHSelfAttention", f, arrays)
@@ -235,7 +264,12 @@ def main() -> None:
     from_torch("auto_correlation", f"{HF} AutoformerAttention", autoformer_training, arrays)
     arrays = {"x": normal(2, 9, 4), "weight": normal(4), "bias": normal(4)}
     from_torch("series_decomposition", f"{HF} decomposition layer and seasonal norm", decomposition, arrays)
-    arrays = {"q": normal(2, 4, 21, 6), "k": normal(2, 2, 21, 6), "v": normal(2, 2, 21, 6), "table": normal(4, 5)}
+    arrays = {
+        "q": normal(2, 2, 21, 6),
+        "k": normal(2, 1, 21, 6),
+        "v": normal(2, 1, 21, 6),
+        "table": normal(2, 5),
+    }
     with warnings.catch_warnings():
         # It says that without compilation it is slow.
         warnings.simplefilter("ignore")

@@ -305,7 +305,7 @@ def file(path: Path) -> ModuleType:
     """The module in a file, whatever the folder around it."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     with warnings.catch_warnings():
         # timm has moved what these files import, and says so.
         warnings.simplefilter("ignore")
