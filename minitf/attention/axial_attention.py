@@ -50,6 +50,7 @@ CARD = Card(
     properties=("batch_independent", "key_masks"),
     basis="published code: google-research/google-research axial/nn.py; lucidrains/axial-attention",
     aliases={"row_attention": {"axes": 1}, "column_attention": {"axes": 0}},
+    parity=("axial-attention 0.6.1 AxialAttention",),
 )
 
 

@@ -55,6 +55,7 @@ CARD = Card(
     complexity="8 N D^2 + 4 N^2 D + 4 T N^2 D",
     properties=("batch_independent", "row_stochastic", "permutation_equivariant"),
     basis="published code: ml-jku/hopfield-layers hflayers/functional.py, activation.py, __init__.py",
+    parity=("ml-jku/hopfield-layers f56f929 Hopfield",),
 )
 PARTS = ("state", "stored", "values")
 

@@ -44,6 +44,7 @@ CARD = Card(
     complexity="4 N D^2 + 4 L D^2 + 4 N L D",
     properties=("token_wise",),
     basis="published code: ml-jku/hopfield-layers hflayers/__init__.py (HopfieldLayer)",
+    parity=("ml-jku/hopfield-layers f56f929 HopfieldLayer",),
 )
 
 

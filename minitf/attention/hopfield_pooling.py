@@ -6,9 +6,9 @@
     R  (M, D)      learned states, the same for every example        y  (B, M, D)
 
 The rest is `hopfield`: q = LN(R) W_Q, k = LN(Y) W_K, v = LN(U) W_V, A = softmax(beta q k^T) for each head,
-y = merge(A v) W_O, with more retrievals in between if asked for. R starts normal with deviation 0.02; it passes
-a layer norm, so that it must not be constant over its features. M = 1 unless given. The order of the tokens
-does not matter.
+y = merge(A v) W_O, with more retrievals in between if asked for. R starts normal with deviation 0.02; it
+passes a layer norm, so that it must not be constant over its features. M = 1 unless given. The order of the
+tokens does not matter.
 
 Cost: 4 N D^2 + 4 M D^2 for the maps and 4 M N D for the association.
 Source: Hopfield Networks is All You Need, Ramsauer et al., arXiv:2008.02217, 2020.
@@ -42,6 +42,7 @@ CARD = Card(
     complexity="4 N D^2 + 4 M D^2 + 4 M N D",
     properties=("batch_independent", "permutation_invariant", "key_masks"),
     basis="published code: ml-jku/hopfield-layers hflayers/__init__.py (HopfieldPooling)",
+    parity=("ml-jku/hopfield-layers f56f929 HopfieldPooling",),
 )
 
 

@@ -50,6 +50,7 @@ CARD = Card(
     complexity="6 N D^2 + 8 rounds N m D + 2 rounds H N log N",
     properties=("batch_independent", "key_masks"),
     basis="published code: google/trax layers/research/efficient_attention.py; lucidrains/reformer-pytorch",
+    parity=("transformers 5.23.0 LSHSelfAttention",),
 )
 
 

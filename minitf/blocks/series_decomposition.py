@@ -61,6 +61,10 @@ CARD = Card(
     complexity="24 N D^2 + 8 N log N D + 2 N D kappa",
     properties=("batch_independent",),
     basis="published code: thuml/Autoformer layers/Autoformer_EncDec.py, models/Autoformer.py",
+    parity=(
+        "transformers 5.23.0 AutoformerSeriesDecompositionLayer",
+        "thuml/Autoformer 51c7d41 EncoderLayer, DecoderLayer",
+    ),
 )
 
 

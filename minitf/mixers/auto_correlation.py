@@ -60,6 +60,10 @@ CARD = Card(
     complexity="8 N D^2 + 8 N log N D + 2 K N D",
     properties=("batch_independent", "translation_equivariant"),
     basis="published code: thuml/Autoformer layers/AutoCorrelation.py",
+    parity=(
+        "transformers 5.23.0 AutoformerAttention",
+        "thuml/Autoformer 51c7d41 AutoCorrelationLayer",
+    ),
 )
 MODES = ("inference", "training", "full")
 

@@ -5,8 +5,7 @@ from .activations import ACTIVATIONS, activation
 from .batchnorm import BatchNorm
 from .cache import KVCache
 from .card import Card, Case, Identity, Paper, identities, identity
-from .conv import Conv
-from .convolution import ShortConv
+from .convolution import Conv, ShortConv
 from .dispatch import dispatch
 from .linear import Dropout, Embedding, Linear
 from .masks import visible_keys
