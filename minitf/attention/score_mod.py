@@ -68,7 +68,7 @@ CARD = Card(
         "batch_independent",
         "permutation_equivariant_without_causal",
     ),
-    basis="published code: meta-pytorch/attention-gym attn_gym/mods, attn_gym/masks; the block mask from memory",
+    basis="published code: meta-pytorch/attention-gym attn_gym/mods, masks; the block mask from memory",
     aliases={"flex_attention": {}},
     parity=("torch 2.13.0 flex_attention, eager",),
 )

@@ -125,7 +125,9 @@ from_torch(
     lambda **given: favor(**given, causal=True),
     inputs,
 )
-from_torch("performer_favor_eps", f"{LUCID}, softmax_kernel and linear_attention, eps = 1e-4", favor_eps, inputs)
+from_torch(
+    "performer_favor_eps", f"{LUCID}, softmax_kernel and linear_attention, eps = 1e-4", favor_eps, inputs
+)
 from_torch("performer_favor_relu", f"{LUCID}, generalized_kernel and linear_attention", favor_relu, inputs)
 
 CHECKOUTS = Path(sys.argv[1]) if len(sys.argv) > 1 else None
@@ -139,7 +141,9 @@ llama = file_of(streaming / "pos_shift" / "modify_llama.py")
 
 def rotary(values: Any, seq_len: int) -> tuple[Any, Any]:
     """cos and sin (1, 1, seq_len, 4), as the transformers of its time gave them."""
-    angles = torch.arange(seq_len, dtype=values.dtype)[:, None] * torch.tensor([1.0, 0.01], dtype=values.dtype)
+    angles = torch.arange(seq_len, dtype=values.dtype)[:, None] * torch.tensor(
+        [1.0, 0.01], dtype=values.dtype
+    )
     angles = torch.cat([angles, angles], dim=-1)[None, None]
     return angles.cos(), angles.sin()
 
@@ -183,6 +187,6 @@ from_torch(
     "nsa",
     "fla-org/native-sparse-attention bd67af5, naive_nsa_with_compression",
     nsa,
-    {"q": normal(2, 22, 4, 4), "k": normal(2, 22, 2, 4), "v": normal(2, 22, 2, 4)}
-    | {"gates": rng.uniform(0.1, 1.0, (2, 22, 4, 3))},
+    {"q": normal(1, 22, 4, 4), "k": normal(1, 22, 2, 4), "v": normal(1, 22, 2, 4)}
+    | {"gates": rng.uniform(0.1, 1.0, (1, 22, 4, 3))},
 )

@@ -7,41 +7,19 @@ alone.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import torch
-from oracle import from_torch, save
+from oracle import StandIn, from_torch, save
 
 TOME = "facebookresearch/ToMe af95e4b tome/merge.py"
 DIT = "facebookresearch/DiT ed81ce2 models.py"
 ITRANSFORMER = "thuml/iTransformer c2426e6 model/iTransformer.py"
-
-
-class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for packages that are imported, but not used for what we call."""
-
-    names = ("torchvision", "reformer_pytorch")
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name.split(".")[0] in self.names:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: Any) -> Any:
-        module = MagicMock(name=spec.name)
-        module.__path__, module.__spec__, module.__name__, module.__version__ = [], spec, spec.name, "0"
-        return module
-
-    def exec_module(self, module: Any) -> None:
-        pass
 
 
 def set_linear(layer: torch.nn.Module, weight: Any, bias: Any = None) -> None:
@@ -188,7 +166,7 @@ def itransformer(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.append(Absent())
+    StandIn.install("torchvision", "reformer_pytorch")
     lora()
     llm_int8()
     if len(sys.argv) > 1:

@@ -10,8 +10,6 @@ Weights are named as in minitf; a map (in, out) is transposed for torch, a kerne
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
 import warnings
@@ -20,32 +18,14 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import torch
-from oracle import from_torch
+from oracle import StandIn, from_torch
 from torch import nn
 
 TIMM, HF = f"timm {version('timm')}", f"transformers {version('transformers')}"
 Shapes = dict[str, tuple[int, ...]]
-
-
-class Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for torchvision."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name.split(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: Any) -> Any:
-        module = MagicMock(name=spec.name)
-        module.__path__, module.__spec__, module.__name__, module.__version__ = [], spec, spec.name, "0"
-        return module
-
-    def exec_module(self, module: Any) -> None:
-        pass
 
 
 def turned(weight: Any) -> Any:
@@ -361,7 +341,7 @@ def cswin(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, Absent())
+    StandIn.install("torchvision")
     for make in (swin, pooling, mlp_mixer, convnext, cascaded, vit, deformable):
         make()
     if len(sys.argv) > 1:
