@@ -32,6 +32,6 @@ def test_card_is_complete(entry: mt.catalogue.Entry) -> None:
     source = entry.source()
     assert "Source:" in entry.doc(), f"the docstring of {entry.name} names no source"
     definition = source.split("@identity(")[0].count("\n")
-    assert definition <= 260, (
+    assert definition <= 270, (
         f"{entry.name}: {definition} lines before its identities are too many for one sitting"
     )
