@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
+from matplotlib.image import imread
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,3 +46,13 @@ def test_commands_exist() -> None:
 
     for command in set(re.findall(r"`minitf ([a-z]+)", TEXT)):
         assert command in COMMANDS, f"README.md names `minitf {command}`, which does not exist"
+
+
+def test_the_picture_can_be_drawn_again(tmp_path: Path) -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "patterns.py"))
+    script["main"](tmp_path)
+    drawn, kept = (imread(folder / "patterns.png") for folder in (tmp_path, ROOT / "docs"))
+    # Fonts and colours may differ between machines; what lies where does not.
+    assert drawn.shape == kept.shape, f"{drawn.shape} drawn, {kept.shape} kept: run docs/patterns.py again"
+    error = float(np.mean(np.abs(drawn - kept)))
+    assert error <= 0.02, f"docs/patterns.png is out of date by {error:.3f}: run docs/patterns.py again"

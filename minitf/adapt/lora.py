@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from minitf.engine import Array, Tensor
-from minitf.nn import Buffer, Card, Case, Dropout, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (Buffer, Card, Case, Dropout, Linear, Module, Paper, Parameter, identity, init, positive)
 
 CARD = Card(
     name="lora",
@@ -58,7 +58,7 @@ class LoRA(Module):
         start: "kaiming", "gaussian" or "pissa". dropout: rate on what A sees, in training mode.
 
     Raises:
-        ValueError: r out of range, or an unknown start.
+        ValueError: r out of range, alpha of 0 or less, an unknown start, or neither dim nor base.
     """
 
     card = CARD
@@ -76,6 +76,9 @@ class LoRA(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        if base is None:
+            positive(dim=dim)
+        positive(alpha=alpha)
         rng = init.generator(seed)
         base = Linear(dim, dim, True, rng, dtype=dtype) if base is None else base
         w = base.weight.data.copy()

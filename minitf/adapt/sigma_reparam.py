@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive)
 
 CARD = Card(
     name="sigma_reparam",
@@ -88,7 +88,8 @@ class SigmaReparam(Module):
             `power_iterate()`, once for each step of the optimiser, where several passes make one step.
 
     Raises:
-        ValueError: another `update`, or a weight of zeros, which has no direction.
+        ValueError: another `update`; sizes or std of 0 or less; gamma that is NaN; a weight of zeros, which has no
+            direction.
     """
 
     card = CARD
@@ -106,8 +107,11 @@ class SigmaReparam(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, n_out=n_out, std=std)
         if update not in ("forward", "manual"):
             raise ValueError(f"update must be 'forward' or 'manual', not {update!r}")
+        if gamma is not None and math.isnan(gamma):
+            raise ValueError("gamma must be a number, not NaN")
         n_out = dim if n_out is None else n_out
         w = init.normal(seed, (dim, n_out), std, dtype) if values is None else np.asarray(values)
         wide = np.promote_types(w.dtype, "float32")

@@ -36,7 +36,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, Position, as_position, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, Position, as_position, identity, init, positive)
 
 from .sliding_window import SlidingWindow
 from .softmax import SoftmaxAttention
@@ -54,6 +54,7 @@ CARD = Card(
     properties=("causal", "streams", "batch_independent", "row_stochastic"),
     basis="published code: mit-han-lab/streaming-llm streaming_llm/kv_cache.py, pos_shift/modify_llama.py",
     aliases={"streaming_llm": {"position": "rope"}},
+    parity=("streaming-llm 2e50426 StartRecentKVCache and llama_pos_shift_attention_forward",),
 )
 
 
@@ -181,6 +182,7 @@ class AttentionSinks(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if sinks < 0 or window < 1:

@@ -33,7 +33,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, visible_keys
+from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, visible_keys, positive)
 
 from .softmax import SoftmaxAttention
 
@@ -131,6 +131,7 @@ class AxialAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         self.axes = (axes,) if isinstance(axes, int) else tuple(axes)

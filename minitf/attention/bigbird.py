@@ -34,7 +34,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, positive)
 
 from .softmax import SoftmaxAttention
 
@@ -50,6 +50,7 @@ CARD = Card(
     complexity="8 N D^2 + 4 N b r D + 28 N b D",
     properties=("batch_independent", "row_stochastic"),
     basis="published code: google-research/long-range-arena models/bigbird/bigbird_attention.py",
+    parity=("transformers 5.23.0 BigBirdBlockSparseAttention",),
 )
 
 
@@ -141,6 +142,7 @@ class BigBird(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if block < 1 or random < 0:

@@ -45,6 +45,7 @@ from minitf.nn import (
     offsets,
     partition,
     unpartition,
+    positive,
 )
 
 CARD = Card(
@@ -117,6 +118,7 @@ class CascadedGroupAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         kernels = (kernel,) * heads if isinstance(kernel, int) else tuple(kernel)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")

@@ -41,6 +41,7 @@ from minitf.nn import (
     as_position,
     identity,
     init,
+    positive,
 )
 
 CARD = Card(
@@ -80,7 +81,8 @@ class ClippedSoftmax(Module):
         dropout: rate on A in training mode. position: a scheme, or its name ("rope", "alibi").
 
     Raises:
-        ValueError: heads that do not divide dim; gamma above 0, zeta below 1 or alpha below 0.
+        ValueError: heads that do not divide dim; gamma above 0, zeta below 1 or alpha below 0;
+            a context below 1.
     """
 
     card = CARD
@@ -101,9 +103,10 @@ class ClippedSoftmax(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, context=context)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
-        if gamma > 0.0 or zeta < 1.0 or (alpha is not None and alpha < 0.0):
+        if not gamma <= 0.0 or not zeta >= 1.0 or (alpha is not None and not alpha >= 0.0):
             raise ValueError(
                 f"gamma={gamma} must be 0 or less, zeta={zeta} 1 or more, and alpha={alpha} None, 0 or more"
             )

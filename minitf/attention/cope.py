@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, KVCache, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (Card, Case, KVCache, Linear, Module, Paper, Parameter, identity, init, positive)
 
 CARD = Card(
     name="cope",
@@ -88,6 +88,7 @@ class CoPE(Module):
     def __init__(
         self, dim: int, *, heads: int = 4, npos: int = 64, seed: init.Seed = 0, dtype: Any = "float32"
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if npos < 1:

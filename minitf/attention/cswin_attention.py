@@ -27,7 +27,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, grad
-from minitf.nn import Card, Case, Conv, Linear, Module, Paper, identity, init, partition, unpartition
+from minitf.nn import (Card, Case, Conv, Linear, Module, Paper, identity, init, partition, unpartition, positive)
 
 CARD = Card(
     name="cswin_attention",
@@ -69,6 +69,7 @@ class CSWinAttention(Module):
     def __init__(
         self, dim: int, *, heads: int = 4, stripe: int = 7, seed: init.Seed = 0, dtype: Any = "float32"
     ):
+        positive(dim=dim, heads=heads)
         heads = max(heads, 2)
         if heads % 2 or dim % heads:
             raise ValueError(f"heads={heads} must be even (or 1, for 2) and divide dim={dim}")

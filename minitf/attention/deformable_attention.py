@@ -30,7 +30,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
 
 CARD = Card(
     name="deformable_attention",
@@ -77,7 +77,7 @@ class DeformableAttention(Module):
         dim: D. heads: H. levels: L. points: P.
 
     Raises:
-        ValueError: heads that do not divide dim. ShapeError: references or maps that do not fit the query.
+        ValueError: heads that do not divide dim; levels or points below 1. ShapeError: references or maps that do not fit the query.
     """
 
     card = CARD
@@ -92,6 +92,7 @@ class DeformableAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, levels=levels, points=points)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         rng = init.generator(seed)

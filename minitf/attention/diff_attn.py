@@ -44,6 +44,7 @@ from minitf.nn import (
     as_position,
     identity,
     init,
+    positive,
 )
 
 from .softmax import plain
@@ -94,7 +95,7 @@ class DiffAttention(Module):
         position: a scheme, or its name; both maps of a head get the same.
 
     Raises:
-        ValueError: kv_heads that do not divide heads, or a negative layer.
+        ValueError: kv_heads that do not divide heads, a head_dim below 1, or a negative layer.
     """
 
     card = CARD
@@ -112,6 +113,7 @@ class DiffAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, head_dim=head_dim)
         kv_heads = heads if kv_heads is None else kv_heads
         if kv_heads < 1 or heads % kv_heads:
             raise ValueError(f"kv_heads={kv_heads} must divide heads={heads}")

@@ -39,7 +39,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, grad, no_grad
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys, positive)
 
 CARD = Card(
     name="ecoformer",
@@ -164,6 +164,7 @@ class EcoFormer(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if bits < 1 or count < 1:

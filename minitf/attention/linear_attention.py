@@ -30,7 +30,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, RMSNorm, identity, init, visible_keys
+from minitf.nn import (Card, Case, Linear, Module, Paper, RMSNorm, identity, init, visible_keys, not_negative, positive)
 
 CARD = Card(
     name="linear_attention",
@@ -130,7 +130,8 @@ class LinearAttention(Module):
         chunk: tokens that are computed at once when causal; any number gives the same result.
 
     Raises:
-        ValueError: heads that do not divide dim; unknown features; identity features with `normalize`.
+        ValueError: heads that do not divide dim; unknown features; identity features with `normalize`;
+            chunk below 1, expand_k or expand_v of 0 or less, eps below 0.
     """
 
     card = CARD
@@ -150,6 +151,8 @@ class LinearAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, expand_k=expand_k, expand_v=expand_v, chunk=chunk)
+        not_negative(eps=eps)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if features not in FEATURES:

@@ -29,7 +29,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, visible_keys
+from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, visible_keys, positive)
 
 from .softmax import SoftmaxAttention
 
@@ -45,6 +45,7 @@ CARD = Card(
     complexity="8 N D^2 + 8 N r D",
     properties=("batch_independent", "key_masks"),
     basis="published code: google-research/long-range-arena models/linformer/linformer_attention.py",
+    parity=("linformer 0.2.3 LinformerSelfAttention",),
 )
 
 SHARING = ("kv", "headwise", "none")
@@ -90,6 +91,7 @@ class Linformer(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if rank < 1 or context < 1:

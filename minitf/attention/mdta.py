@@ -22,7 +22,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import Card, Case, Conv, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (Card, Case, Conv, Linear, Module, Paper, Parameter, identity, init, positive)
 
 CARD = Card(
     name="mdta",
@@ -63,6 +63,7 @@ class MDTA(Module):
     def __init__(
         self, dim: int, *, heads: int = 4, bias: bool = False, seed: init.Seed = 0, dtype: Any = "float32"
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         rng = init.generator(seed)

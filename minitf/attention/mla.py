@@ -35,7 +35,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, Position, RMSNorm, RoPE, as_position, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, Position, RMSNorm, RoPE, as_position, identity, init, positive)
 
 from .softmax import SoftmaxAttention, plain
 
@@ -114,7 +114,7 @@ class MLA(Module):
         position: a scheme, or its name; it turns q_r and k_r.
 
     Raises:
-        ValueError: sizes below 1 (rope_dim, q_rank: below 0), or an odd rope_dim.
+        ValueError: heads and sizes below 1 (rope_dim, q_rank: below 0), or an odd rope_dim.
     """
 
     card = CARD
@@ -134,6 +134,7 @@ class MLA(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         d = max(1, dim // heads)
         dn, dv = (d if width is None else width for width in (nope_dim, value_dim))
         dr = max(2, d // 4 * 2) if rope_dim is None else rope_dim

@@ -37,7 +37,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, KVCache, Linear, Module, Paper, Position, as_position, identity, init
+from minitf.nn import (Card, Case, KVCache, Linear, Module, Paper, Position, as_position, identity, init, not_negative, positive)
 
 from .softmax import SoftmaxAttention
 
@@ -103,7 +103,7 @@ class MoH(Module):
 
     Raises:
         ValueError: heads that do not divide dim; shared outside 0..heads; routed not from 1 to the number of
-            routed heads (0 if there are none); an unknown router.
+            routed heads (0 if there are none); an unknown router; balance below 0.
     """
 
     card = CARD
@@ -122,6 +122,8 @@ class MoH(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
+        not_negative(balance=balance)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if router not in ("softmax", "norm"):

@@ -34,7 +34,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, partition, unpartition
+from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, partition, unpartition, not_negative, positive)
 
 CARD = Card(
     name="neighborhood_attention",
@@ -107,7 +107,7 @@ class NeighborhoodAttention(Module):
 
     Raises:
         ValueError: heads that do not divide dim; a window or dilation below 1; a stride outside 1..K; options
-            for different numbers of axes. ShapeError: a grid with other axes than the options.
+            for different numbers of axes; bias_axes below 0. ShapeError: a grid with other axes than the options.
     """
 
     card = CARD
@@ -125,13 +125,15 @@ class NeighborhoodAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
+        not_negative(bias_axes=bias_axes)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         self.heads, self.options, self.bias_axes = heads, (window, dilation, stride, causal), bias_axes
         # How many axes the options name; any number if they name none.
         self.axes = {len(option) for option in self.options if isinstance(option, tuple)}
         self.axes |= {bias_axes} if bias_axes else set()
-        if len(self.axes) > 1 or bias_axes < 0:
+        if len(self.axes) > 1:
             raise ValueError(f"options name different numbers of axes: {sorted(self.axes)}")
         for k, t, s, _ in self.per_axis(max(self.axes, default=1)):
             if min(k, t) < 1 or not 1 <= s <= k:

@@ -12,8 +12,7 @@
     x, y  (B, N, D)   q, o  (B, H, N, d)   k, v  (B, Hkv, N, d)   kc, vc  (B, Hkv, C, d)   a  (B, Hkv, N, J)
 
 C = (N - l) / s + 1 and J = N / l', rounded down and up. Every stride unit of s tokens of a block collects the
-compressed blocks that cover it. The query heads of a key head share J_t, which is a constant to gradients:
-phi learns through o_cmp only.
+compressed blocks that cover it. The query heads of a key head share J_t, a constant to gradients.
 phi: "mlp" is relu((block + place) W_1 + b_1) W_2 + b_2, with a learned vector for each place; or "mean".
 
 Cost: 8 N D^2 for the maps, 4 N C D + 4 N (n l' + w) D for the branches: quadratic, but 1/s of full attention.
@@ -53,6 +52,7 @@ CARD = Card(
         "cost_grows_as_stated": "the quadratic term is small: linear ones lead at 512 tokens",
         "every_parameter_learns": "phi_k has no say before two compressed blocks are complete, at 12 tokens",
     },
+    parity=("fla-org/native-sparse-attention bd67af5 naive_nsa_with_compression",),
 )
 
 

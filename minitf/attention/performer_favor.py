@@ -22,8 +22,8 @@ theorem 2; eps, c and the length of rows as in google-research/performer.
 Differs from the paper: published code takes c over all keys, future ones too, which leaks through eps: here
 the causal form has eps = 0. Its Q of a QR factorisation has columns of a preferred sign, which biases the
 estimate (by 14 % at d = 4, |q' + k'| = 0.75); here the signs are those that make R positive.
-Numerics: where eps = 0, c counts - |x'|^2 / 2 too. A denominator of at most 1e-6 gets 2e-6 added, as in
-published code: queries whose features all vanish give zeros. Errors grow as exp(|q' + k'|^2 / 2).
+Numerics: where eps = 0, c counts - |x'|^2 / 2 too. A denominator up to 1e-6 gets 2e-6 added: queries whose
+features all vanish give zeros. Errors grow as exp(|q' + k'|^2 / 2).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys, positive)
 
 CARD = Card(
     name="performer_favor",
@@ -50,6 +50,7 @@ CARD = Card(
     properties=("causal", "streams", "chunked", "batch_independent", "key_masks", "row_stochastic"),
     basis="published code: google-research/long-range-arena models/performer; lucidrains/performer-pytorch",
     aliases={"performer": {}},
+    parity=("performer-pytorch 1.1.4 linear_attention and causal_linear_attention_noncuda",),
 )
 
 # What is added to features, unless given.
@@ -105,8 +106,7 @@ class FeatureMap(NamedTuple):
 
 def divided(sums: Tensor) -> Tensor:
     """Numerators by denominators, which are the last channel."""
-    # Published code adds 2e-6 to denominators of at most 1e-6.
-    r = sums[..., -1:]
+    r = sums[..., -1:]  # published code adds 2e-6 to denominators of at most 1e-6
     return sums[..., :-1] / ops.where(ops.abs(r) <= 1e-6, r + 2e-6, r)
 
 
@@ -192,6 +192,7 @@ class PerformerFavor(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if min(features, chunk) < 1:
@@ -200,7 +201,7 @@ class PerformerFavor(Module):
             raise ValueError(f"kernel must be one of {', '.join(EPS)}, not {kernel!r}")
         exact = kernel == "sincos" or (causal and kernel == "softmax+")
         added = (0.0 if exact else EPS[kernel]) if eps is None else eps
-        if added < 0.0 or (exact and added):
+        if not added >= 0.0 or (exact and added):
             raise ValueError(f"eps={eps} must be 0 or more, and 0 for sincos and for causal softmax+")
         rng = init.generator(seed)
         self.heads, self.causal, self.chunk = heads, causal, chunk

@@ -36,7 +36,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys, positive)
 
 CARD = Card(
     name="reformer_lsh",
@@ -177,6 +177,7 @@ class ReformerLSH(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if min(rounds, chunk, back + 1) < 1:

@@ -29,7 +29,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, Position, as_position, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, Position, as_position, identity, init, positive)
 
 from .softmax import SoftmaxAttention
 
@@ -155,6 +155,7 @@ class SlidingWindow(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         right = (0 if causal else left) if right is None else right

@@ -44,6 +44,7 @@ from minitf.nn import (
     as_position,
     identity,
     init,
+    positive,
 )
 
 CARD = Card(
@@ -130,7 +131,7 @@ class SoftmaxAttention(Module):
         seed: for the parameters.
 
     Raises:
-        ValueError: heads that do not divide D, or kv_heads that do not divide heads.
+        ValueError: heads that do not divide D, kv_heads that do not divide heads, or sizes below 1.
     """
 
     card = CARD
@@ -150,6 +151,7 @@ class SoftmaxAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, head_dim=head_dim, context_dim=context_dim)
         kv_heads = heads if kv_heads is None else kv_heads
         if head_dim is None and dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}, or give head_dim")

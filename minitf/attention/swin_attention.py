@@ -37,6 +37,7 @@ from minitf.nn import (
     init,
     partition,
     unpartition,
+    positive,
 )
 
 CARD = Card(
@@ -103,6 +104,7 @@ class SwinAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         if window < 1 or not 0 <= shift < window:

@@ -37,7 +37,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, not_negative)
 
 from .universal_transformer import Steps, UniversalTransformer
 
@@ -84,7 +84,7 @@ class ACTHalting(Module):
         loss_weight: of n + R in `auxiliary_loss`.
 
     Raises:
-        ValueError: max_steps below 1, eps outside (0, 1), or another halted, update or scope.
+        ValueError: max_steps below 1, eps outside (0, 1), another halted, update or scope, or loss_weight below 0.
     """
 
     card = CARD
@@ -109,15 +109,16 @@ class ACTHalting(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        not_negative(loss_weight=loss_weight)
         if max_steps < 1 or not 0.0 < eps < 1.0:
             raise ValueError(f"max_steps={max_steps} must be 1 or more, and eps={eps} between 0 and 1")
-        for value, allowed in (
-            (halted, ("copy", "evolve")),
-            (update, ("basic", "accumulated")),
-            (scope, ("position", "sequence")),
+        for option, value, allowed in (
+            ("halted", halted, ("copy", "evolve")),
+            ("update", update, ("basic", "accumulated")),
+            ("scope", scope, ("position", "sequence")),
         ):
             if value not in allowed:
-                raise ValueError(f"{value!r} is not one of: {', '.join(allowed)}")
+                raise ValueError(f"{option} must be one of: {', '.join(allowed)}, not {value!r}")
         rng = init.generator(seed)
         self.max_steps, self.eps, self.loss_weight = max_steps, eps, loss_weight
         self.halted, self.update, self.scope = halted, update, scope

@@ -24,7 +24,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import Card, Case, Conv, LayerNorm, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (Card, Case, Conv, LayerNorm, Linear, Module, Paper, Parameter, identity, init, not_negative, positive)
 
 CARD = Card(
     name="convnext_block",
@@ -53,7 +53,7 @@ class ConvNeXtBlock(Module):
             None leaves g out.
 
     Raises:
-        ValueError: an even kernel.
+        ValueError: an even kernel, hidden below 1, layer_scale below 0.
     """
 
     card = CARD
@@ -68,6 +68,8 @@ class ConvNeXtBlock(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
+        not_negative(layer_scale=layer_scale)
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel={kernel} must be odd, so that it has a middle")
         rng = init.generator(seed)

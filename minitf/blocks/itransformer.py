@@ -28,7 +28,7 @@ from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import ShapeError, Tensor, stop_gradient
 from minitf.ffn.gelu_ffn import GELUFFN
-from minitf.nn import Card, Case, LayerNorm, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, LayerNorm, Linear, Module, Paper, identity, init, positive)
 
 from .post_norm import PostNorm
 
@@ -67,6 +67,7 @@ class ITransformer(Module):
         dim: D. heads: H. past: L. horizon: S. depth: layers. use_norm: subtract mu and divide by sd.
 
     Raises:
+        ValueError: past, horizon or depth below 1, or heads that do not divide dim.
         ShapeError: when called with a past that is not (B, L, V).
     """
 
@@ -84,6 +85,7 @@ class ITransformer(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, past=past, horizon=horizon, depth=depth)
         rng = init.generator(seed)
         self.past, self.use_norm = past, use_norm
         self.embed = Linear(past, dim, True, rng, dtype=dtype)

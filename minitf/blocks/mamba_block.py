@@ -28,7 +28,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
 from minitf.mixers.selective_scan import SelectiveScan, recurrent
-from minitf.nn import Card, Case, Linear, Module, Paper, RMSNorm, ShortConv, identity, init, visible_keys
+from minitf.nn import (Card, Case, Linear, Module, Paper, RMSNorm, ShortConv, identity, init, visible_keys, positive)
 
 CARD = Card(
     name="mamba_block",
@@ -73,6 +73,7 @@ class Mamba(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, states=states, chunk=chunk)
         if expand < 1 or (rank is not None and rank < 1):
             raise ValueError(f"expand={expand} and rank={rank} must be at least 1")
         rng = init.generator(seed)
@@ -118,7 +119,7 @@ class MambaBlock(Module):
         chunk: tokens that are scanned at once; any number gives the same result.
 
     Raises:
-        ValueError: expand, states, width or rank below 1.
+        ValueError: expand, states, width, rank or chunk below 1.
     """
 
     card = CARD

@@ -31,7 +31,7 @@ from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import Array, Tensor, no_grad
 from minitf.ffn.relu_ffn import ReLUFFN
-from minitf.nn import Card, Case, Dropout, Module, Paper, Parameter, as_norm, identity, init
+from minitf.nn import (Card, Case, Dropout, Module, Paper, Parameter, as_norm, identity, init, positive)
 from minitf.nn.positions.sinusoidal_pos import sinusoids
 
 from .post_norm import PostNorm
@@ -75,7 +75,7 @@ class UniversalTransformer(Module):
         norm: "layernorm" or "rmsnorm". dropout: rate on the branches in training mode.
 
     Raises:
-        ValueError: steps below 1, or another layout or encoding.
+        ValueError: steps or context_dim below 1, or another layout or encoding.
     """
 
     card = CARD
@@ -97,6 +97,7 @@ class UniversalTransformer(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, context_dim=context_dim)
         if steps < 1:
             raise ValueError(f"steps must be 1 or more, not {steps}")
         if layout not in ("post", "pre"):

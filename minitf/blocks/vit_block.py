@@ -26,7 +26,7 @@ from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import ShapeError, Tensor
 from minitf.ffn.gelu_ffn import GELUFFN
-from minitf.nn import Card, Case, LayerNorm, Module, Paper, Parameter, identity, init
+from minitf.nn import (Card, Case, LayerNorm, Module, Paper, Parameter, identity, init, not_negative, positive)
 
 CARD = Card(
     name="vit_block",
@@ -58,6 +58,9 @@ class ViTBlock(Module):
     Args:
         dim: D. heads: H. hidden: width of the MLP, default 4 D. approximate: form of GELU, "none" or "tanh".
         layer_scale: first value of g1 and g2, usually 1e-4 to 1e-6; None leaves them out.
+
+    Raises:
+        ValueError: heads that do not divide dim, hidden below 1, another form of GELU, layer_scale below 0.
     """
 
     card = CARD
@@ -73,6 +76,8 @@ class ViTBlock(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
+        not_negative(layer_scale=layer_scale)
         rng = init.generator(seed)
         self.norm1, self.norm2 = (LayerNorm(dim, eps=1e-6, dtype=dtype) for _ in range(2))
         self.mixer = SoftmaxAttention(dim, heads=heads, causal=False, bias=True, seed=rng, dtype=dtype)

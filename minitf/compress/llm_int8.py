@@ -28,7 +28,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, positive)
 
 CARD = Card(
     name="llm_int8",
@@ -79,7 +79,7 @@ class LLMInt8(Module):
         tau: entries from here on are outliers; 0 for none. outliers: "float", or "int8".
 
     Raises:
-        ValueError: tau below 0, or unknown outliers.
+        ValueError: tau below 0, unknown outliers, or neither dim nor base.
     """
 
     card = CARD
@@ -94,7 +94,9 @@ class LLMInt8(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
-        if tau < 0.0 or outliers not in ("float", "int8"):
+        if base is None:
+            positive(dim=dim)
+        if not tau >= 0.0 or outliers not in ("float", "int8"):
             raise ValueError(f"tau={tau} must be 0 or more, and outliers={outliers!r} 'float' or 'int8'")
         base = Linear(dim, dim, True, seed, dtype=dtype) if base is None else base
         self.tau, self.outliers = tau, outliers

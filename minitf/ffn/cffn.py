@@ -28,7 +28,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, positive)
 
 from .cofr_ladder import cofr_ladder
 
@@ -81,7 +81,8 @@ class CFFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
-        if ladders < 1 or depth < 1 or eps <= 0.0:
+        positive(dim=dim)
+        if ladders < 1 or depth < 1 or not eps > 0.0:
             raise ValueError(f"ladders={ladders} and depth={depth} must be 1 or more, eps={eps} above 0")
         if form not in ("full", "diag"):
             raise ValueError(f"form must be 'full' or 'diag', not {form!r}")

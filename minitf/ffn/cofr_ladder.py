@@ -26,7 +26,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import Array, Tensor
 from minitf.engine import grad as gradient
-from minitf.nn import Buffer, Card, Case, Module, Paper, identity
+from minitf.nn import (Buffer, Card, Case, Module, Paper, identity, positive)
 
 CARD = Card(
     name="cofr_ladder",
@@ -84,7 +84,8 @@ class CoFrLadder(Module):
     card = CARD
 
     def __init__(self, dim: int, *, eps: float = 0.01, clip_eval: bool = False, dtype: Any = "float32"):
-        if eps <= 0.0:
+        positive(dim=dim)
+        if not eps > 0.0:
             raise ValueError(f"eps={eps} must be above 0")
         self.eps = eps
         # Nothing was seen yet.

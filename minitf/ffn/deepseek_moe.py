@@ -35,7 +35,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, dispatch, identity, init
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, dispatch, identity, init, not_negative, positive)
 
 from .glu_ffn import GLUFFN, gated_width
 from .moe_aux_losses import balance_loss, selection
@@ -78,7 +78,8 @@ class DeepSeekMoE(Module):
 
     Raises:
         ValueError: an unknown score; groups that do not divide the experts; a group_limit outside 1..groups;
-            k above the number of experts in group_limit groups.
+            k above the number of experts in group_limit groups; sizes or route_scale of 0 or less; shared,
+            gamma or balance below 0.
     """
 
     card = CARD
@@ -101,6 +102,8 @@ class DeepSeekMoE(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, experts=experts, hidden=hidden, route_scale=route_scale)
+        not_negative(shared=shared, gamma=gamma, balance=balance)
         if score not in ("sigmoid", "softmax"):
             raise ValueError(f"score must be 'sigmoid' or 'softmax', not {score!r}")
         if groups < 1 or experts % groups or not 1 <= group_limit <= groups:

@@ -27,7 +27,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
 
 from .gelu_ffn import GELUFFN
 
@@ -59,7 +59,7 @@ class ExpertChoiceMoE(Module):
         dim: D. experts: E. capacity: c, the mean number of experts of a token. hidden: F, default 4 D.
 
     Raises:
-        ValueError: experts below 1, or a capacity that is not above 0.
+        ValueError: experts or hidden below 1, or a capacity that is not above 0.
     """
 
     card = CARD
@@ -74,7 +74,8 @@ class ExpertChoiceMoE(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
-        if experts < 1 or capacity <= 0.0:
+        positive(dim=dim, hidden=hidden)
+        if experts < 1 or not capacity > 0.0:
             raise ValueError(f"experts={experts} must be 1 or more, and capacity={capacity} above 0")
         rng = init.generator(seed)
         self.capacity = capacity

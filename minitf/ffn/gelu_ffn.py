@@ -20,7 +20,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
 
 CARD = Card(
     name="gelu_ffn",
@@ -39,7 +39,11 @@ CARD = Card(
 
 
 class GELUFFN(Module):
-    """(..., D) -> (..., D). Parameters: w1 (D, F), w2 (F, D), with biases unless `bias` is False."""
+    """(..., D) -> (..., D). Parameters: w1 (D, F), w2 (F, D), with biases unless `bias` is False.
+
+    Raises:
+        ValueError: hidden below 1, or another form of GELU.
+    """
 
     card = CARD
 
@@ -53,6 +57,9 @@ class GELUFFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f"approximate must be 'none' or 'tanh', not {approximate!r}")
         rng = init.generator(seed)
         hidden = 4 * dim if hidden is None else hidden
         self.approximate = approximate

@@ -21,7 +21,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, activation, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, activation, identity, init, positive)
 
 CARD = Card(
     name="glu_ffn",
@@ -51,7 +51,11 @@ def gated_width(dim: int, multiple: int = 8) -> int:
 
 
 class GLUFFN(Module):
-    """(..., D) -> (..., D). Parameters: wg and wu (D, F), wd (F, D), with biases if `bias`."""
+    """(..., D) -> (..., D). Parameters: wg and wu (D, F), wd (F, D), with biases if `bias`.
+
+    Raises:
+        ValueError: hidden below 1, or an unknown activation.
+    """
 
     card = CARD
 
@@ -65,6 +69,7 @@ class GLUFFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
         rng = init.generator(seed)
         hidden = gated_width(dim) if hidden is None else hidden
         self.act = activation(act)

@@ -24,7 +24,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import Card, Case, Module, Paper, RMSNorm, identity, init
+from minitf.nn import (Card, Case, Module, Paper, RMSNorm, identity, init, positive)
 
 from .glu_ffn import GLUFFN
 
@@ -53,7 +53,7 @@ class HourglassFFN(Module):
         norm: "each", "first" or "none".
 
     Raises:
-        ValueError: depth below 1, a ratio that is not above 0, an unknown norm.
+        ValueError: depth or hidden below 1, a ratio that is not above 0, an unknown norm.
     """
 
     card = CARD
@@ -69,10 +69,11 @@ class HourglassFFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
         normed = {"each": depth, "first": 1, "none": 0}
         if norm not in normed:
             raise ValueError(f"norm must be one of: {', '.join(normed)}, not {norm!r}")
-        if depth < 1 or ratio <= 0.0:
+        if depth < 1 or not ratio > 0.0:
             raise ValueError(f"depth={depth} must be 1 or more, and ratio={ratio} above 0")
         rng = init.generator(seed)
         hidden = max(1, round(ratio * dim)) if hidden is None else hidden

@@ -26,7 +26,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
 
 from .relu_ffn import ReLUFFN
 
@@ -76,7 +76,7 @@ class LazyTopKFFN(Module):
         dim: D. hidden: F, default 4 D. k: units that may act, default F / 16, at least 1.
 
     Raises:
-        ValueError: k outside 1..F.
+        ValueError: hidden below 1, or k outside 1..F.
     """
 
     card = CARD
@@ -91,6 +91,7 @@ class LazyTopKFFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
         rng = init.generator(seed)
         hidden = 4 * dim if hidden is None else hidden
         self.k = max(1, hidden // 16) if k is None else k

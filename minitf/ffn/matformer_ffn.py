@@ -31,7 +31,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, activation, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, activation, identity, init, positive)
 
 from .gelu_ffn import GELUFFN
 from .glu_ffn import GLUFFN
@@ -69,7 +69,7 @@ class MatFormerFFN(Module):
         widths: those that training nests.
 
     Raises:
-        ValueError: an unknown activation.
+        ValueError: hidden below 1, or an unknown activation.
     """
 
     card = CARD
@@ -85,6 +85,7 @@ class MatFormerFFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
         rng = init.generator(seed)
         hidden = 4 * dim if hidden is None else hidden
         self.act, self.width, self.widths = activation(act), hidden, nested_widths(hidden)

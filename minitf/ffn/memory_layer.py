@@ -31,7 +31,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
 from minitf.engine import grad as gradient
-from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, positive)
 
 CARD = Card(
     name="memory_layer",
@@ -86,7 +86,7 @@ class MemoryLayer(Module):
         project: learn what to hash; K = ceil(D / tau) then.
 
     Raises:
-        ValueError: bits outside 1..16, or not a divisor of dim without `project`; an unknown mode.
+        ValueError: bits outside 1..16, or not a divisor of dim without `project`; an unknown mode; out below 1.
     """
 
     card = CARD
@@ -102,6 +102,7 @@ class MemoryLayer(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, out=out)
         bits = max(b for b in range(1, 9) if dim % b == 0) if bits is None else bits
         if not 1 <= bits <= 16 or (dim % bits and not project):
             raise ValueError(f"bits={bits} must be from 1 to 16, and divide dim={dim} unless project=True")

@@ -36,7 +36,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
 from minitf.engine import grad as gradient
-from minitf.nn import Card, Case, Module, Paper, identity
+from minitf.nn import (Card, Case, Module, Paper, identity, not_negative, positive)
 
 CARD = Card(
     name="moe_aux_losses",
@@ -143,7 +143,7 @@ class MoEAuxLosses(Module):
         dtype: nothing is stored, so it changes nothing; results have that of the scores.
 
     Raises:
-        ValueError: k below 1.
+        ValueError: k below 1, sigma of 0 or less, or a weight below 0.
     """
 
     card = CARD
@@ -160,6 +160,8 @@ class MoEAuxLosses(Module):
         sigma: float | None = None,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, sigma=sigma)
+        not_negative(balance=balance, z=z, importance=importance, load=load)
         if k < 1:
             raise ValueError(f"k={k} must be 1 or more")
         self.k, self.sigma = min(k, dim), 1.0 / dim if sigma is None else sigma

@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive)
 
 CARD = Card(
     name="pkm",
@@ -81,7 +81,7 @@ class PKM(Module):
         batchnorm: normalise queries over tokens.
 
     Raises:
-        ValueError: k outside 1..keys, or key_dim not even.
+        ValueError: heads or out below 1, k outside 1..keys, or key_dim not even.
     """
 
     card = CARD
@@ -99,6 +99,7 @@ class PKM(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, out=out)
         n = min(2 * dim, 512) if keys is None else keys
         dk = min(dim + dim % 2, 256) if key_dim is None else key_dim
         self.heads, self.k = heads, min(n, 32) if k is None else k

@@ -20,7 +20,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
 
 CARD = Card(
     name="relu2_ffn",
@@ -39,7 +39,11 @@ CARD = Card(
 
 
 class ReLU2FFN(Module):
-    """(..., D) -> (..., D). Parameters: w1 (D, F), w2 (F, D), with biases if `bias`."""
+    """(..., D) -> (..., D). Parameters: w1 (D, F), w2 (F, D), with biases if `bias`.
+
+    Raises:
+        ValueError: hidden below 1.
+    """
 
     card = CARD
 
@@ -52,6 +56,7 @@ class ReLU2FFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
         rng = init.generator(seed)
         hidden = 4 * dim if hidden is None else hidden
         self.w1 = Linear(dim, hidden, bias, rng, dtype=dtype)

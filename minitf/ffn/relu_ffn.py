@@ -19,7 +19,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
 
 CARD = Card(
     name="relu_ffn",
@@ -38,7 +38,11 @@ CARD = Card(
 
 
 class ReLUFFN(Module):
-    """(..., D) -> (..., D). Parameters: w1 (D, F), w2 (F, D), with biases unless `bias` is False."""
+    """(..., D) -> (..., D). Parameters: w1 (D, F), w2 (F, D), with biases unless `bias` is False.
+
+    Raises:
+        ValueError: hidden below 1.
+    """
 
     card = CARD
 
@@ -51,6 +55,7 @@ class ReLUFFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
         rng = init.generator(seed)
         hidden = 4 * dim if hidden is None else hidden
         self.w1 = Linear(dim, hidden, bias, rng, dtype=dtype)

@@ -26,7 +26,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, dispatch, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, dispatch, identity, init, not_negative, positive)
 
 from .gelu_ffn import GELUFFN
 from .glu_ffn import GLUFFN
@@ -66,7 +66,7 @@ class SMoETopK(Module):
         balance: weight of the balance loss that `auxiliary_loss` gives to training.
 
     Raises:
-        ValueError: k outside 1..E, or an unknown kind of expert.
+        ValueError: k outside 1..E, an unknown kind of expert, hidden below 1, or balance below 0.
     """
 
     card = CARD
@@ -84,6 +84,8 @@ class SMoETopK(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
+        not_negative(balance=balance)
         if not 1 <= k <= experts:
             raise ValueError(f"k={k} must be from 1 to experts={experts}")
         if expert not in EXPERTS:

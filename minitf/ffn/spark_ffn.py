@@ -28,7 +28,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, activation, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, activation, identity, init, positive)
 
 from .glu_ffn import GLUFFN, gated_width
 from .statistical_topk import statistical_topk
@@ -57,7 +57,7 @@ class SparkFFN(Module):
         act: any activation with act(0) = 0, by name.
 
     Raises:
-        ValueError: split outside 1..D-1, k below 1, an unknown activation or one with act(0) not 0.
+        ValueError: split outside 1..D-1, k or hidden below 1, an unknown activation or one with act(0) not 0.
     """
 
     card = CARD
@@ -73,6 +73,7 @@ class SparkFFN(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, hidden=hidden)
         hidden = 3 * gated_width(dim) // 2 if hidden is None else hidden
         split = dim // 2 if split is None else split
         self.k = max(1, round(0.08 * hidden)) if k is None else k

@@ -32,7 +32,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import Array, Tensor
 from minitf.engine import grad as gradient
-from minitf.nn import Card, Case, Module, Paper, identity
+from minitf.nn import (Card, Case, Module, Paper, identity, positive)
 
 CARD = Card(
     name="statistical_topk",
@@ -71,7 +71,7 @@ def statistical_topk(
     share = isinstance(k, float)
     if not (0.0 < k <= 1.0 if share else k >= 1):
         raise ValueError(f"k={k} must be an integer from 1 on, or a share in (0, 1]")
-    if fill not in ("zero", "-inf") or smooth < 0.0 or (smooth and fill != "zero"):
+    if fill not in ("zero", "-inf") or not smooth >= 0.0 or (smooth and fill != "zero"):
         raise ValueError(
             f"fill={fill!r} must be 'zero' or '-inf', smooth={smooth} 0 or more, and 0 for '-inf'"
         )
@@ -126,6 +126,7 @@ class StatisticalTopK(Module):
         smooth: float = 0.0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim)
         self.k = max(1, round(0.08 * dim)) if k is None else k
         self.fill, self.smooth = fill, smooth
         # Refuses options out of range here, and not only when called.

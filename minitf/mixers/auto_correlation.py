@@ -40,7 +40,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
 
 CARD = Card(
     name="auto_correlation",
@@ -126,10 +126,9 @@ class AutoCorrelation(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, factor=factor)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
-        if not factor > 0:
-            raise ValueError(f"factor={factor} must be positive")
         if mode is not None and mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(MODES)}, or None, not {mode!r}")
         rng = init.generator(seed)

@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, RMSNorm, ShortConv, identity, init, visible_keys
+from minitf.nn import (Card, Case, Linear, Module, Paper, RMSNorm, ShortConv, identity, init, visible_keys, positive)
 
 CARD = Card(
     name="delta_net",
@@ -98,7 +98,7 @@ class DeltaNet(Module):
         chunk: tokens that are computed at once; any number gives the same result.
 
     Raises:
-        ValueError: heads that do not divide dim; width below 1.
+        ValueError: heads that do not divide dim; width or chunk below 1; expand_k or expand_v of 0 or less.
     """
 
     card = CARD
@@ -117,6 +117,7 @@ class DeltaNet(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, expand_k=expand_k, expand_v=expand_v, chunk=chunk)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         rng = init.generator(seed)

@@ -43,6 +43,7 @@ from minitf.nn import (
     identity,
     init,
     visible_keys,
+    positive,
 )
 
 from . import delta_net
@@ -110,7 +111,7 @@ class GatedDeltaNet(Module):
         chunk: tokens that are computed at once; any number gives the same result.
 
     Raises:
-        ValueError: heads that do not divide dim; width below 1.
+        ValueError: heads that do not divide dim; width or chunk below 1; expand_k or expand_v of 0 or less.
     """
 
     card = CARD
@@ -128,6 +129,7 @@ class GatedDeltaNet(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, expand_k=expand_k, expand_v=expand_v, chunk=chunk)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         rng = init.generator(seed)

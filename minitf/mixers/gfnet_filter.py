@@ -27,7 +27,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import Card, Case, Module, Paper, Parameter, identity, init
+from minitf.nn import (Card, Case, Module, Paper, Parameter, identity, init, positive)
 
 CARD = Card(
     name="gfnet_filter",
@@ -77,6 +77,7 @@ class GFNetFilter(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim)
         self.rows, self.columns = (grid, grid) if isinstance(grid, int) else grid
         if min(self.rows, self.columns) < 1:
             raise ValueError(f"both sides of grid={grid} must be at least 1")

@@ -27,7 +27,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, RMSNorm, identity, init, visible_keys
+from minitf.nn import (Card, Case, Linear, Module, Paper, RMSNorm, identity, init, visible_keys, positive)
 
 CARD = Card(
     name="gla",
@@ -74,7 +74,7 @@ class GLA(Module):
         chunk: tokens that are computed at once; any number gives the same result.
 
     Raises:
-        ValueError: heads that do not divide dim.
+        ValueError: heads that do not divide dim; rank or chunk below 1; expand_k, expand_v or tau of 0 or less.
     """
 
     card = CARD
@@ -92,6 +92,7 @@ class GLA(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, expand_k=expand_k, expand_v=expand_v, rank=rank, tau=tau, chunk=chunk)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         rng = init.generator(seed)

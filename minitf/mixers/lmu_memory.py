@@ -33,7 +33,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys
+from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys, positive)
 
 CARD = Card(
     name="lmu_memory",
@@ -130,9 +130,8 @@ class LMUMemory(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, memory=memory, theta=theta, hidden=hidden)
         memory, hidden = (dim if size is None else size for size in (memory, hidden))
-        if memory < 1 or hidden < 1 or not theta > 0.0:
-            raise ValueError(f"memory={memory}, hidden={hidden} and theta={theta} must be positive")
         rng = init.generator(seed)
         self.wu = Linear(dim, 1, True, rng, dtype=dtype)
         self.wh = Linear(memory + dim, hidden, True, rng, dtype=dtype)

@@ -43,6 +43,7 @@ from minitf.nn import (
     identity,
     init,
     visible_keys,
+    positive,
 )
 
 CARD = Card(
@@ -131,6 +132,7 @@ class Mamba2(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, chunk=chunk)
         inner = expand * dim
         head_dim = math.gcd(inner, 64) if head_dim is None else head_dim
         if min(expand, head_dim, states, groups) < 1:

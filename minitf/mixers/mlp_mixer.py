@@ -25,7 +25,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import Card, Case, LayerNorm, Linear, Module, Paper, identity, init
+from minitf.nn import (Card, Case, LayerNorm, Linear, Module, Paper, identity, init, positive)
 
 CARD = Card(
     name="mlp_mixer",
@@ -69,6 +69,7 @@ class MLPMixer(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim)
         tokens = grid if isinstance(grid, int) else math.prod(grid)
         s = max(1, dim // 2) if token_hidden is None else token_hidden
         f = 4 * dim if hidden is None else hidden

@@ -22,7 +22,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import Card, Case, Module, Paper, identity
+from minitf.nn import (Card, Case, Module, Paper, identity, positive)
 
 CARD = Card(
     name="pool_mixer",
@@ -67,6 +67,7 @@ class PoolMixer(Module):
     card = CARD
 
     def __init__(self, dim: int, *, window: int = 3, dtype: Any = "float32"):
+        positive(dim=dim)
         if window < 1 or window % 2 == 0:
             raise ValueError(f"window={window} must be odd, so that it has a middle, and at least 1")
         self.dim, self.window = dim, window

@@ -36,7 +36,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, visible_keys
+from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, visible_keys, positive)
 
 CARD = Card(
     name="s4d",
@@ -140,6 +140,7 @@ class S4D(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim)
         if states < 2 or states % 2:
             raise ValueError(f"states={states} must be even and at least 2")
         if start not in ("lin", "inv", "quad", "legs", "real"):

@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Module, Paper, Parameter, identity, init
+from minitf.nn import (Card, Case, Module, Paper, Parameter, identity, init, positive)
 
 CARD = Card(
     name="selective_scan",
@@ -95,7 +95,7 @@ class SelectiveScan(Module):
         dim: E. states: n. chunk: tokens that are computed at once; any number gives the same result.
 
     Raises:
-        ValueError: states below 1.
+        ValueError: states or chunk below 1.
     """
 
     card = CARD
@@ -103,6 +103,7 @@ class SelectiveScan(Module):
     def __init__(
         self, dim: int, *, states: int = 16, chunk: int = 64, seed: init.Seed = 0, dtype: Any = "float32"
     ):
+        positive(dim=dim, chunk=chunk)
         if states < 1:
             raise ValueError(f"states={states} must be at least 1")
         self.chunk = chunk

@@ -5,6 +5,7 @@ from .activations import ACTIVATIONS, activation
 from .batchnorm import BatchNorm
 from .cache import KVCache
 from .card import Card, Case, Identity, Paper, identities, identity
+from .checked import not_negative, positive
 from .convolution import Conv, ShortConv
 from .dispatch import dispatch
 from .linear import Dropout, Embedding, Linear
@@ -48,8 +49,10 @@ __all__ = [
     "identities",
     "identity",
     "init",
+    "not_negative",
     "offsets",
     "partition",
+    "positive",
     "unpartition",
     "visible_keys",
 ]

@@ -44,5 +44,5 @@ def activation(name: str) -> Callable[..., Any]:
         ValueError: unknown; the message lists what there is.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; choose one of: {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation act={name!r}; choose one of: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]

@@ -7,6 +7,7 @@ import pytest
 
 import minitf as mt
 from minitf.attention.nsa import NSA, Sizes, importance, select
+from minitf.attention.softmax import SoftmaxAttention
 from minitf.testing import check_variant
 
 SMALL = {"length": 2, "stride": 1, "block": 2, "picks": 3, "window": 2}
@@ -84,6 +85,20 @@ def test_prompts_in_pieces_equal_the_whole() -> None:
 def test_gates_start_at_the_window() -> None:
     bias = NSA(8, heads=2).wg.bias.data
     assert bias.tolist() == [-2.0, -2.0, 2.0] * 2, f"gates start at {bias}"
+
+
+def test_the_quadratic_part_is_a_share_of_full_attention() -> None:
+    """What grows with N^2 is f(2 N) - 2 f(N): the card's reason why it does not lead at 512 tokens."""
+
+    def flops(make: type, n: int) -> float:
+        layer = make(8, heads=1)
+        with mt.no_grad(), mt.profile() as p:
+            layer(mt.tensor(np.ones((1, n, 8), "float32")))
+        return p.flops
+
+    part, full = (flops(make, 1024) - 2 * flops(make, 512) for make in (NSA, SoftmaxAttention))
+    # One key in 4, and adding up its weights for the selection.
+    assert 0.2 * full <= part <= 0.3 * full, f"the quadratic part is {part / full:.2f} of full attention"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Freeze what published code answers for sparse, low-rank and random-feature attention.
 
-Run in this folder with a Python that has requirements-efficient.txt. Two repositories are on no package index:
-give the folder that holds their checkouts, named owner+name, as the argument; without it they are left alone.
+Run in this folder with a Python that has requirements-efficient.txt. Two repositories are on no package
+index: give the folder that holds their checkouts, named owner+name, as the argument; without it they are
+left alone.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def favor(q: Any, k: Any, v: Any, om: Any, eps: float = 0.0, causal: bool = Fals
 
 
 def favor_eps(q: Any, k: Any, v: Any, om: Any) -> Any:
-    # It lets no gradient through the largest exponent, which matters where eps does: the values' gradient only.
+    # It lets no gradient through the largest exponent, which matters where eps does: values only.
     return favor(q.detach(), k.detach(), v, om.detach(), eps=1e-4)
 
 

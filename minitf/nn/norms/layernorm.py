@@ -22,6 +22,7 @@ from minitf import ops
 from minitf.engine import Tensor
 
 from ..card import Card, Case, Paper, identity
+from ..checked import not_negative, positive
 from ..module import Module, Parameter
 
 CARD = Card(
@@ -40,11 +41,17 @@ CARD = Card(
 
 
 class LayerNorm(Module):
-    """(..., D) -> (..., D). Parameters: weight (D,), bias (D,) unless `bias` is False."""
+    """(..., D) -> (..., D). Parameters: weight (D,), bias (D,) unless `bias` is False.
+
+    Raises:
+        ValueError: dim below 1, or eps below 0.
+    """
 
     card = CARD
 
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True, dtype: Any = "float32"):
+        positive(dim=dim)
+        not_negative(eps=eps)
         self.eps = eps
         self.weight = Parameter(np.ones(dim, dtype=dtype))
         self.bias = Parameter(np.zeros(dim, dtype=dtype)) if bias else None

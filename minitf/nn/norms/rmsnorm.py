@@ -21,6 +21,7 @@ from minitf import ops
 from minitf.engine import Tensor
 
 from ..card import Card, Case, Paper, identity
+from ..checked import not_negative, positive
 from ..module import Module, Parameter
 
 CARD = Card(
@@ -39,11 +40,17 @@ CARD = Card(
 
 
 class RMSNorm(Module):
-    """(..., D) -> (..., D). Parameter: weight (D,)."""
+    """(..., D) -> (..., D). Parameter: weight (D,).
+
+    Raises:
+        ValueError: dim below 1, or eps below 0.
+    """
 
     card = CARD
 
     def __init__(self, dim: int, eps: float = 1e-6, dtype: Any = "float32"):
+        positive(dim=dim)
+        not_negative(eps=eps)
         self.eps = eps
         self.weight = Parameter(np.ones(dim, dtype=dtype))
 

@@ -25,6 +25,7 @@ from minitf import ops
 from minitf.engine import Array, Tensor
 
 from ..card import Card, Case, Paper, identity
+from ..checked import positive
 from .base import Position, as_positions
 
 CARD = Card(
@@ -53,13 +54,18 @@ def slopes(heads: int) -> Array:
 
 
 class ALiBi(Position):
-    """Adds -m |i - j| to the scores of `heads` heads. No parameters."""
+    """Adds -m |i - j| to the scores of `heads` heads. No parameters.
+
+    Raises:
+        ValueError: heads below 1.
+    """
 
     card = CARD
 
     def __init__(
         self, dim: int = 0, *, heads: int = 4, context: int = 0, seed: Any = 0, dtype: Any = "float32"
     ):
+        positive(heads=heads)
         self.slopes = slopes(heads)
 
     def bias(self, queries: Any, keys: Any) -> Array:

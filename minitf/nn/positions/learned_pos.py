@@ -20,6 +20,7 @@ from minitf.engine import Tensor
 
 from .. import init
 from ..card import Card, Case, Paper, identity
+from ..checked import positive
 from ..module import Parameter
 from .base import Position, as_positions
 from .sinusoidal_pos import sinusoids
@@ -41,13 +42,18 @@ CARD = Card(
 
 
 class LearnedPosition(Position):
-    """Adds rows of the parameter weight (context, D) to (B, N, D)."""
+    """Adds rows of the parameter weight (context, D) to (B, N, D).
+
+    Raises:
+        ValueError: dim or context below 1.
+    """
 
     card = CARD
 
     def __init__(
         self, dim: int, *, heads: int = 1, context: int = 256, seed: init.Seed = 0, dtype: Any = "float32"
     ):
+        positive(dim=dim, context=context)
         self.weight = Parameter(init.normal(seed, (context, dim), 0.02, dtype))
 
     def forward(self, x: Tensor, positions: Any) -> Tensor:

@@ -35,6 +35,7 @@ from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
 
 from ..card import Card, Case, Paper, identity
+from ..checked import positive
 from .base import Position, as_positions
 
 CARD = Card(
@@ -106,7 +107,8 @@ class RoPE(Position):
         magnitude: what queries and keys are multiplied by: 0.1 log s + 1 for YaRN, else 1.
 
     Raises:
-        ValueError: an odd rotary_dim, an unknown extension, a factor below 1, or one without an extension.
+        ValueError: an odd rotary_dim, an unknown extension, a factor below 1, or one without an extension; a base or
+            trained of 0 or less.
     """
 
     card = CARD
@@ -126,11 +128,12 @@ class RoPE(Position):
         seed: Any = 0,
         dtype: Any = "float32",
     ):
+        positive(base=base, trained=trained)
         if rotary_dim is not None and (rotary_dim < 2 or rotary_dim % 2):
             raise ValueError(f"rotary_dim must be even, from 2 on, or None for all, not {rotary_dim}")
         if extension not in EXTENSIONS:
             raise ValueError(f"extension must be one of {', '.join(EXTENSIONS)}, not {extension!r}")
-        if factor < 1.0 or (factor != 1.0 and extension == "none"):
+        if not factor >= 1.0 or (factor != 1.0 and extension == "none"):
             raise ValueError(f"factor={factor} must be 1 or more, and needs an extension if it is more")
         self.base, self.interleaved, self.rotary_dim = base, interleaved, rotary_dim
         self.extension, self.factor, self.trained = extension, factor, trained

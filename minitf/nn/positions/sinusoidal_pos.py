@@ -21,6 +21,7 @@ import numpy as np
 from minitf.engine import Array, Tensor
 
 from ..card import Card, Case, Paper, identity
+from ..checked import positive
 from .base import Position, as_positions
 
 CARD = Card(
@@ -47,7 +48,11 @@ def sinusoids(positions: Any, dim: int, base: float = 10000.0) -> Array:
 
 
 class SinusoidalPosition(Position):
-    """Adds P to (B, N, D). No parameters."""
+    """Adds P to (B, N, D). No parameters.
+
+    Raises:
+        ValueError: dim below 1, or a base of 0 or less.
+    """
 
     card = CARD
 
@@ -61,6 +66,7 @@ class SinusoidalPosition(Position):
         seed: Any = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, base=base)
         self.base = base
 
     def forward(self, x: Tensor, positions: Any) -> Tensor:
