@@ -1,7 +1,7 @@
 """Draws patterns.png: which tokens act on which, in sixteen variants. Run `python docs/patterns.py`.
 
-Every panel is a matrix of 32 x 32 tokens: row i, column j shows how strongly output i depends on input j, as the
-norm of the Jacobian, exact. The layers are new; the input is random.
+Every panel is a matrix of 32 x 32 tokens: row i, column j shows how strongly output i depends on input j, as
+the norm of the Jacobian, exact. The layers are new; the input is random.
 """
 
 from __future__ import annotations

@@ -126,9 +126,9 @@ isnan
 """
 REDUCTIONS = "sum mean prod max min argmax argmin any all cumsum cumprod"
 MOVES = """
-copy reshape permute_dims matrix_transpose broadcast_to flip roll concat_parts stack_parts split_parts pad_constant
-unfold astype_to to_device straight_through zeros_like ones_like one_hot getitem take_along_axis put_along_axis
-real imag conj complex checkpoint
+copy reshape permute_dims matrix_transpose broadcast_to flip roll concat_parts stack_parts split_parts
+pad_constant unfold astype_to to_device straight_through zeros_like ones_like one_hot getitem take_along_axis
+put_along_axis real imag conj complex checkpoint
 """
 
 PRICES: dict[str, Price] = {

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from minitf.engine import Array, Tensor
-from minitf.nn import (Buffer, Card, Case, Dropout, Linear, Module, Paper, Parameter, identity, init, positive)
+from minitf.nn import Buffer, Card, Case, Dropout, Linear, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
     name="lora",

@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive)
+from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
     name="sigma_reparam",
@@ -88,8 +88,8 @@ class SigmaReparam(Module):
             `power_iterate()`, once for each step of the optimiser, where several passes make one step.
 
     Raises:
-        ValueError: another `update`; sizes or std of 0 or less; gamma that is NaN; a weight of zeros, which has no
-            direction.
+        ValueError: another `update`; sizes or std of 0 or less; gamma NaN; a weight of zeros, which
+            has no direction.
     """
 
     card = CARD

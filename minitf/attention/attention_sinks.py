@@ -36,7 +36,19 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, Position, as_position, identity, init, positive)
+from minitf.nn import (
+    Card,
+    Case,
+    Linear,
+    Module,
+    Paper,
+    Parameter,
+    Position,
+    as_position,
+    identity,
+    init,
+    positive,
+)
 
 from .sliding_window import SlidingWindow
 from .softmax import SoftmaxAttention
@@ -290,6 +302,30 @@ def band_is_plain(case: Case) -> tuple[Tensor, Tensor]:
                 left.append(banded(*heads, rule))
                 right.append(plain(*heads, rule))
     return ops.stack(left), ops.stack(right)
+
+
+@identity("all N^2 weights, which serve masks, equal the band; the weights times the values are the output")
+def weights_are_band(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for name in SCHEMES:
+        layer = build(case, sinks=2, window=3, position=name, zero_sink=True, learned_sink=name != "nope")
+        left.append(layer(x, mask=np.ones((1, case.t), dtype=bool)))
+        right.append(layer(x))
+        # Without a learned sink, the values are those of x.
+        layer.sink = None
+        v = ops.split_heads(layer.wv(x), case.h)
+        left.append(layer.wo(ops.merge_heads(layer.weights(x) @ v)))
+        right.append(layer(x))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("a mask hides keys of A_i from their queries: softmax attention under both masks")
+def masked(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case, sinks=2, window=3), case.tokens()
+    mask = case.rng().random((case.b, case.h, case.t, case.t)) < 0.6
+    full = SoftmaxAttention(case.dim, heads=case.h, dtype="float64")
+    full.load_state_dict(layer.state_dict())
+    return layer(x, mask=mask), full(x, mask=mask & layer.rule.allowed(case.t))
 
 
 def streamed(layer: AttentionSinks, x: Tensor) -> Tensor:

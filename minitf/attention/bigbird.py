@@ -34,7 +34,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, positive)
+from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init, positive
 
 from .softmax import SoftmaxAttention
 

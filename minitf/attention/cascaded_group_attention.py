@@ -44,8 +44,8 @@ from minitf.nn import (
     init,
     offsets,
     partition,
-    unpartition,
     positive,
+    unpartition,
 )
 
 CARD = Card(

@@ -27,7 +27,19 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, grad
-from minitf.nn import (Card, Case, Conv, Linear, Module, Paper, identity, init, partition, unpartition, positive)
+from minitf.nn import (
+    Card,
+    Case,
+    Conv,
+    Linear,
+    Module,
+    Paper,
+    identity,
+    init,
+    partition,
+    positive,
+    unpartition,
+)
 
 CARD = Card(
     name="cswin_attention",

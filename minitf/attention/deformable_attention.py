@@ -30,7 +30,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, identity, init, positive
 
 CARD = Card(
     name="deformable_attention",
@@ -77,7 +77,8 @@ class DeformableAttention(Module):
         dim: D. heads: H. levels: L. points: P.
 
     Raises:
-        ValueError: heads that do not divide dim; levels or points below 1. ShapeError: references or maps that do not fit the query.
+        ValueError: heads that do not divide dim; levels or points below 1. ShapeError: references or maps
+            that do not fit the query.
     """
 
     card = CARD

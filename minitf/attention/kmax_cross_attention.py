@@ -3,7 +3,7 @@
     P   = gelu(norm(gelu(p) W_p))        Q = gelu(norm(q W_q))        bottlenecks
     S   = norm1(Q W_m . f / |f|)                                      f: features of P for the masks
     A_ln = 1 if l = argmax over queries of S_ln, else 0               the lower index wins; a constant
-    q  <- q + norm0(sum_n A_ln v_n W_u)                               a sum over pixels, not a mean
+    q  <- q + norm0(norm(sum_n A_ln v_n) W_u)                         a sum over pixels, not a mean
     q  <- gelu(q + norm0(gelu(norm(B v_q)) W_a))                      queries attend to each other:
           B = softmax(norm(q_q . k_q)), from Q, without 1 / sqrt(d)
     q  <- gelu(q + norm0(gelu(norm(q W_1)) W_2))
@@ -31,7 +31,20 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import BatchNorm, Card, Case, Conv, LayerNorm, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn import (
+    BatchNorm,
+    Card,
+    Case,
+    Conv,
+    LayerNorm,
+    Linear,
+    Module,
+    Paper,
+    Parameter,
+    identity,
+    init,
+    positive,
+)
 
 CARD = Card(
     name="kmax_cross_attention",
@@ -102,7 +115,7 @@ class KMaXCrossAttention(Module):
         norm: "bn", "ln" or "none". reduce: "sum", or "mean" over the pixels of a query.
 
     Raises:
-        ValueError: an unknown norm or reduce, or heads that do not divide dim.
+        ValueError: an unknown norm or reduce; heads that do not divide dim; classes or hidden below 1.
         ShapeError: pixels or queries of another shape.
     """
 
@@ -120,6 +133,7 @@ class KMaXCrossAttention(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, heads=heads, classes=classes, hidden=hidden)
         if norm not in ("bn", "ln", "none") or reduce not in ("sum", "mean"):
             raise ValueError(f"norm={norm!r} must be bn, ln or none, and reduce={reduce!r} sum or mean")
         if dim % heads:
@@ -138,7 +152,7 @@ class KMaXCrossAttention(Module):
         self.wf1, self.wf2, self.wm = normed(dim, dim), normed(dim, half), normed(dim, half)
         self.mask_norm = norm_of(norm, 1, 0.1, dtype)
         self.wc = Linear(dim, classes + 1, True, rng, dtype=dtype)
-        self.wu = normed(dim, dim, 0.0)
+        self.sum_norm, self.wu = norm_of(norm, dim, 1.0, dtype), normed(dim, dim, 0.0)
         self.wqk, self.wqv = normed(dim, 2 * half), normed(dim, dim)
         self.score_norm, self.out_norm = norm_of(norm, heads, 1.0, dtype), norm_of(norm, dim, 1.0, dtype)
         self.wa = normed(dim, dim, 0.0)
@@ -166,7 +180,7 @@ class KMaXCrossAttention(Module):
         a = assign(masks)
         if self.reduce == "mean":
             a = a / np.maximum(a.sum(axis=-1, keepdims=True), 1.0)
-        q = queries + self.wu(a @ self.wv(p).reshape((b, -1, d)))
+        q = queries + self.wu(self.sum_norm(a @ self.wv(p).reshape((b, -1, d))))
         q = ops.gelu(q + self.wa(ops.gelu(self.out_norm(self._talk(narrow)))))
         return Update(ops.gelu(q + self.w2(ops.gelu(self.w1(q)))), masks, classes, f)
 
@@ -212,16 +226,74 @@ def partition_of_pixels(case: Case) -> tuple[Any, Any]:
     return np.concatenate(left), np.concatenate(right)
 
 
-@identity("the step of the queries is the sum of the values of their pixels, in a loop")
+@identity("the step of the queries is the sum, or the mean, of the values of their pixels, in a loop")
 def kmeans_step(case: Case) -> tuple[Tensor, Tensor]:
-    layer, (pixels, queries) = build(case), KMaXCrossAttention.example_inputs(case)
-    layer.wu.norm.weight.data = np.ones(case.dim)
-    update = layer(pixels, queries)
-    v = layer.wv(ops.gelu(layer.wp(ops.gelu(pixels)))).data.reshape((case.b, -1, case.dim))
-    moved = np.zeros(queries.shape)
-    for b, n in np.ndindex(v.shape[:2]):
-        moved[b, int(np.argmax(update.masks.data[b, :, n]))] += v[b, n]
-    return update.queries, ops.gelu(ops.gelu(queries + layer.wu.w(Tensor(moved))))
+    left, right = [], []
+    for reduce in ("sum", "mean"):
+        layer, (pixels, queries) = build(case, reduce=reduce), KMaXCrossAttention.example_inputs(case)
+        layer.wu.norm.weight.data = np.ones(case.dim)
+        update = layer(pixels, queries)
+        v = layer.wv(ops.gelu(layer.wp(ops.gelu(pixels)))).data.reshape((case.b, -1, case.dim))
+        moved = np.zeros(queries.shape)
+        for b, i in np.ndindex(moved.shape[:2]):
+            own = v[b, np.argmax(update.masks.data[b], axis=0) == i]
+            moved[b, i] = own.sum(axis=0) / (max(1, len(own)) if reduce == "mean" else 1)
+        left.append(update.queries)
+        right.append(ops.gelu(ops.gelu(queries + layer.wu.w(Tensor(moved)))))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("all the equations in eval mode, written out: masks, features, classes, steps and talk of queries")
+def equations(case: Case) -> tuple[Tensor, Any]:
+    layer, (pixels, queries) = build(case, norm="bn", classes=4), KMaXCrossAttention.example_inputs(case)
+    rng = case.rng()
+    for norm in layer.modules():
+        if isinstance(norm, BatchNorm):
+            norm.weight.data, norm.bias.data = rng.standard_normal((2, *norm.weight.shape))
+            norm.mean.data, norm.variance.data = rng.uniform(0.5, 2.0, (2, *norm.mean.shape))
+    update, n = layer(pixels, queries), case.t * case.w
+
+    def normed(x: Any, norm: Any) -> Any:
+        spread = np.sqrt(norm.variance.data + 1e-5)
+        return (x - norm.mean.data) / spread * norm.weight.data + norm.bias.data
+
+    def mapped(x: Any, part: Normed) -> Any:
+        return normed(x @ part.w.weight.data, part.norm)
+
+    def gelu(x: Any) -> Any:
+        return ops.gelu(Tensor(x)).data
+
+    p, narrow = gelu(mapped(gelu(pixels.data), layer.wp)), gelu(mapped(queries.data, layer.wq))
+    wide, f = np.pad(p, ((0, 0), (2, 2), (2, 2), (0, 0))), np.zeros(p.shape)
+    for i, j in np.ndindex(5, 5):
+        f += wide[:, i : i + case.t, j : j + case.w] * layer.conv.weight.data[i, j, 0]
+    f = mapped(gelu(mapped(gelu(normed(f, layer.conv_norm)), layer.wf1)), layer.wf2)
+    f = (f / np.linalg.norm(f, axis=-1, keepdims=True)).reshape(case.b, n, -1)
+    s = normed((mapped(narrow, layer.wm) @ f.swapaxes(1, 2))[..., None], layer.mask_norm)[..., 0]
+    c = narrow @ layer.wc.weight.data + layer.wc.bias.data + np.array([0.0, 0.0, 0.0, 0.0, np.log(36.0)])
+    best = np.argmax(s, axis=1)
+    v = mapped(p, layer.wv).reshape(case.b, n, -1)
+    sums = np.array([[v[b, best[b] == i].sum(axis=0) for i in range(3)] for b in range(case.b)])
+    q = queries.data + mapped(normed(sums, layer.sum_norm), layer.wu)
+    # The talk of the queries, head by head: channels h of keys, and of values.
+    qk, values, talk = mapped(narrow, layer.wqk), mapped(narrow, layer.wqv), np.zeros(q.shape)
+    width, norm = qk.shape[-1] // (2 * case.h), layer.score_norm
+    for b, h in np.ndindex(case.b, case.h):
+        own, theirs = (qk[b, :, i * width : (i + 1) * width] for i in (h, case.h + h))
+        score = (own @ theirs.T - norm.mean.data[h]) / np.sqrt(norm.variance.data[h] + 1e-5)
+        e = np.exp(score * norm.weight.data[h] + norm.bias.data[h])
+        part = slice(h * case.d, (h + 1) * case.d)
+        talk[b, :, part] = e / e.sum(axis=-1, keepdims=True) @ values[b, :, part]
+    q = gelu(q + mapped(gelu(normed(talk, layer.out_norm)), layer.wa))
+    q = gelu(q + mapped(gelu(mapped(q, layer.w1)), layer.w2))
+    found = [t.reshape((-1,)) for t in (update.queries, update.masks, update.classes, update.features)]
+    return ops.concat(found), np.concatenate([a.reshape(-1) for a in (q, s, c, f)])
+
+
+@identity("the softmax over queries of S / T tends to A as T falls to 0")
+def hard_limit(case: Case) -> tuple[Tensor, Any]:
+    s = Tensor(case.rng().standard_normal((case.b, 3, case.t)))
+    return ops.softmax(s / 1e-9, axis=1), assign(s)
 
 
 @identity("means instead of sums, of pixels assigned by cosine: one step of Lloyd's k-means")

@@ -30,7 +30,19 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import (Card, Case, Linear, Module, Paper, RMSNorm, identity, init, visible_keys, not_negative, positive)
+from minitf.nn import (
+    Card,
+    Case,
+    Linear,
+    Module,
+    Paper,
+    RMSNorm,
+    identity,
+    init,
+    not_negative,
+    positive,
+    visible_keys,
+)
 
 CARD = Card(
     name="linear_attention",

@@ -29,7 +29,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, visible_keys, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, positive, visible_keys
 
 from .softmax import SoftmaxAttention
 
@@ -225,10 +225,9 @@ def sharing_modes(case: Case) -> tuple[Tensor, Tensor]:
 
 @identity("hidden tokens could as well not be there, with their rows of E")
 def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
-    q, k, v = heads_of(case)
     layer, x = build(case, sharing="headwise", context=case.t, rank=2), case.tokens()
     visible = case.rng().random(case.t) < 0.6
     q, k, v = (ops.split_heads(w(x), case.h) for w in (layer.wq, layer.wk, layer.wv))
-    ev = layer.ek if layer.ev is None else layer.ev
-    o = attend(q, k[:, :, visible], v[:, :, visible], layer.ek[:, visible], ev[:, visible])
+    assert layer.ev is not None
+    o = attend(q, k[:, :, visible], v[:, :, visible], layer.ek[:, visible], layer.ev[:, visible])
     return layer(x, mask=visible), layer.wo(ops.merge_heads(o))

@@ -22,7 +22,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import (Card, Case, Conv, Linear, Module, Paper, Parameter, identity, init, positive)
+from minitf.nn import Card, Case, Conv, Linear, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
     name="mdta",

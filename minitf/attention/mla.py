@@ -35,7 +35,20 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import (Card, Case, Linear, Module, Paper, Position, RMSNorm, RoPE, as_position, identity, init, positive)
+from minitf.nn import (
+    Card,
+    Case,
+    Linear,
+    Module,
+    Paper,
+    Position,
+    RMSNorm,
+    RoPE,
+    as_position,
+    identity,
+    init,
+    positive,
+)
 
 from .softmax import SoftmaxAttention, plain
 

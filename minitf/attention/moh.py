@@ -37,7 +37,20 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import (Card, Case, KVCache, Linear, Module, Paper, Position, as_position, identity, init, not_negative, positive)
+from minitf.nn import (
+    Card,
+    Case,
+    KVCache,
+    Linear,
+    Module,
+    Paper,
+    Position,
+    as_position,
+    identity,
+    init,
+    not_negative,
+    positive,
+)
 
 from .softmax import SoftmaxAttention
 

@@ -34,7 +34,20 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, partition, unpartition, not_negative, positive)
+from minitf.nn import (
+    Card,
+    Case,
+    Linear,
+    Module,
+    Paper,
+    Parameter,
+    identity,
+    init,
+    not_negative,
+    partition,
+    positive,
+    unpartition,
+)
 
 CARD = Card(
     name="neighborhood_attention",
@@ -107,7 +120,8 @@ class NeighborhoodAttention(Module):
 
     Raises:
         ValueError: heads that do not divide dim; a window or dilation below 1; a stride outside 1..K; options
-            for different numbers of axes; bias_axes below 0. ShapeError: a grid with other axes than the options.
+            for different numbers of axes; bias_axes below 0. ShapeError: a grid with other axes than the
+            options.
     """
 
     card = CARD

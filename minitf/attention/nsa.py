@@ -48,10 +48,6 @@ CARD = Card(
     complexity="8 N D^2 + 4 N (n l + w) D + 4 N^2 D / s",
     properties=("causal", "streams", "batch_independent"),
     basis="published code: fla-org/native-sparse-attention; lucidrains/native-sparse-attention-pytorch",
-    expected_failures={
-        "cost_grows_as_stated": "the quadratic term is small: linear ones lead at 512 tokens",
-        "every_parameter_learns": "phi_k has no say before two compressed blocks are complete, at 12 tokens",
-    },
     parity=("fla-org/native-sparse-attention bd67af5 naive_nsa_with_compression",),
 )
 

@@ -36,7 +36,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys, positive)
+from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init, positive, visible_keys
 
 CARD = Card(
     name="reformer_lsh",

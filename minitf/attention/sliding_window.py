@@ -15,8 +15,9 @@ tokens of one residue mod g are a sequence of their own.
 
 Cost: 8 N D^2 for the maps and 4 N (C + wl + wr) D for the band, linear in N; decoding keeps wl g + 1 tokens.
 Source: Longformer: The Long-Document Transformer, Beltagy et al., arXiv:2004.05150, 2020, section 3.1.
-Differs from the paper: one projection for all tokens, no global tokens. "Window size" means three things in
-published code; `radii` turns each into (wl, wr).
+Differs from the paper: one projection for all tokens, no global tokens, and 64 causal keys unless given,
+where the paper takes 256 on each side. "Window size" means three things in published code; `radii` turns
+each into (wl, wr).
 Numerics: those of softmax attention; only keys inside the band are ever multiplied.
 """
 
@@ -29,7 +30,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import (Card, Case, Linear, Module, Paper, Position, as_position, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, Position, as_position, identity, init, positive
 
 from .softmax import SoftmaxAttention
 

@@ -36,8 +36,8 @@ from minitf.nn import (
     identity,
     init,
     partition,
-    unpartition,
     positive,
+    unpartition,
 )
 
 CARD = Card(

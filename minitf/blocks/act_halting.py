@@ -37,7 +37,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor, no_grad
-from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, not_negative)
+from minitf.nn import Card, Case, Linear, Module, Paper, identity, init, not_negative
 
 from .universal_transformer import Steps, UniversalTransformer
 
@@ -84,7 +84,8 @@ class ACTHalting(Module):
         loss_weight: of n + R in `auxiliary_loss`.
 
     Raises:
-        ValueError: max_steps below 1, eps outside (0, 1), another halted, update or scope, or loss_weight below 0.
+        ValueError: max_steps below 1, eps outside (0, 1), another halted, update or scope, or loss_weight
+            below 0.
     """
 
     card = CARD

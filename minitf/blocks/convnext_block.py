@@ -24,7 +24,20 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import (Card, Case, Conv, LayerNorm, Linear, Module, Paper, Parameter, identity, init, not_negative, positive)
+from minitf.nn import (
+    Card,
+    Case,
+    Conv,
+    LayerNorm,
+    Linear,
+    Module,
+    Paper,
+    Parameter,
+    identity,
+    init,
+    not_negative,
+    positive,
+)
 
 CARD = Card(
     name="convnext_block",

@@ -29,7 +29,7 @@ from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import ShapeError, Tensor
 from minitf.ffn.gelu_ffn import GELUFFN
-from minitf.nn import Card, Case, Linear, Module, Paper, identity, init
+from minitf.nn import Card, Case, Linear, Module, Paper, identity, init, positive
 
 CARD = Card(
     name="dit_block",
@@ -73,6 +73,7 @@ class DiTBlock(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim)
         rng = init.generator(seed)
         self.wc = zero_linear(dim, 6 * dim, dtype)
         self.mixer = SoftmaxAttention(dim, heads=heads, causal=False, bias=True, seed=rng, dtype=dtype)

@@ -28,7 +28,7 @@ from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import ShapeError, Tensor, stop_gradient
 from minitf.ffn.gelu_ffn import GELUFFN
-from minitf.nn import (Card, Case, LayerNorm, Linear, Module, Paper, identity, init, positive)
+from minitf.nn import Card, Case, LayerNorm, Linear, Module, Paper, identity, init, positive
 
 from .post_norm import PostNorm
 

@@ -28,7 +28,19 @@ import numpy as np
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
 from minitf.mixers.selective_scan import SelectiveScan, recurrent
-from minitf.nn import (Card, Case, Linear, Module, Paper, RMSNorm, ShortConv, identity, init, visible_keys, positive)
+from minitf.nn import (
+    Card,
+    Case,
+    Linear,
+    Module,
+    Paper,
+    RMSNorm,
+    ShortConv,
+    identity,
+    init,
+    positive,
+    visible_keys,
+)
 
 CARD = Card(
     name="mamba_block",

@@ -31,7 +31,7 @@ from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import Array, Tensor, no_grad
 from minitf.ffn.relu_ffn import ReLUFFN
-from minitf.nn import (Card, Case, Dropout, Module, Paper, Parameter, as_norm, identity, init, positive)
+from minitf.nn import Card, Case, Dropout, Module, Paper, Parameter, as_norm, identity, init, positive
 from minitf.nn.positions.sinusoidal_pos import sinusoids
 
 from .post_norm import PostNorm

@@ -26,7 +26,7 @@ from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import ShapeError, Tensor
 from minitf.ffn.gelu_ffn import GELUFFN
-from minitf.nn import (Card, Case, LayerNorm, Module, Paper, Parameter, identity, init, not_negative, positive)
+from minitf.nn import Card, Case, LayerNorm, Module, Paper, Parameter, identity, init, not_negative, positive
 
 CARD = Card(
     name="vit_block",

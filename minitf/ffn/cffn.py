@@ -28,7 +28,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, positive
 
 from .cofr_ladder import cofr_ladder
 

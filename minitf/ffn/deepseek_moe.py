@@ -35,7 +35,19 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, dispatch, identity, init, not_negative, positive)
+from minitf.nn import (
+    Buffer,
+    Card,
+    Case,
+    Linear,
+    Module,
+    Paper,
+    dispatch,
+    identity,
+    init,
+    not_negative,
+    positive,
+)
 
 from .glu_ffn import GLUFFN, gated_width
 from .moe_aux_losses import balance_loss, selection

@@ -27,7 +27,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, identity, init, positive
 
 from .gelu_ffn import GELUFFN
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, activation, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, activation, identity, init, positive
 
 CARD = Card(
     name="glu_ffn",

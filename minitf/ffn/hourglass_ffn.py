@@ -24,7 +24,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import (Card, Case, Module, Paper, RMSNorm, identity, init, positive)
+from minitf.nn import Card, Case, Module, Paper, RMSNorm, identity, init, positive
 
 from .glu_ffn import GLUFFN
 

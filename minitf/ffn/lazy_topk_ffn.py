@@ -26,7 +26,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor, no_grad
-from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, identity, init, positive
 
 from .relu_ffn import ReLUFFN
 

@@ -31,7 +31,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, activation, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, activation, identity, init, positive
 
 from .gelu_ffn import GELUFFN
 from .glu_ffn import GLUFFN

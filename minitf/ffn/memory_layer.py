@@ -31,7 +31,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
 from minitf.engine import grad as gradient
-from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
     name="memory_layer",
@@ -86,7 +86,8 @@ class MemoryLayer(Module):
         project: learn what to hash; K = ceil(D / tau) then.
 
     Raises:
-        ValueError: bits outside 1..16, or not a divisor of dim without `project`; an unknown mode; out below 1.
+        ValueError: out below 1; bits outside 1..16, or not a divisor of dim without `project`; an unknown
+            mode.
     """
 
     card = CARD

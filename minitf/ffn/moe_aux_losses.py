@@ -36,7 +36,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
 from minitf.engine import grad as gradient
-from minitf.nn import (Card, Case, Module, Paper, identity, not_negative, positive)
+from minitf.nn import Card, Case, Module, Paper, identity, not_negative, positive
 
 CARD = Card(
     name="moe_aux_losses",

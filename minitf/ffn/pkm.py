@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive)
+from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
     name="pkm",

@@ -20,7 +20,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, identity, init, positive
 
 CARD = Card(
     name="relu2_ffn",

@@ -26,7 +26,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, dispatch, identity, init, not_negative, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, dispatch, identity, init, not_negative, positive
 
 from .gelu_ffn import GELUFFN
 from .glu_ffn import GLUFFN

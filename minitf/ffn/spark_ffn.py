@@ -28,7 +28,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import (Card, Case, Linear, Module, Paper, activation, identity, init, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, activation, identity, init, positive
 
 from .glu_ffn import GLUFFN, gated_width
 from .statistical_topk import statistical_topk

@@ -32,7 +32,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import Array, Tensor
 from minitf.engine import grad as gradient
-from minitf.nn import (Card, Case, Module, Paper, identity, positive)
+from minitf.nn import Card, Case, Module, Paper, identity, positive
 
 CARD = Card(
     name="statistical_topk",

@@ -27,7 +27,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import (Card, Case, Module, Paper, Parameter, identity, init, positive)
+from minitf.nn import Card, Case, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
     name="gfnet_filter",

@@ -27,7 +27,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import (Card, Case, Linear, Module, Paper, RMSNorm, identity, init, visible_keys, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, RMSNorm, identity, init, positive, visible_keys
 
 CARD = Card(
     name="gla",
@@ -74,7 +74,8 @@ class GLA(Module):
         chunk: tokens that are computed at once; any number gives the same result.
 
     Raises:
-        ValueError: heads that do not divide dim; rank or chunk below 1; expand_k, expand_v or tau of 0 or less.
+        ValueError: heads that do not divide dim; rank or chunk below 1; expand_k, expand_v or tau of 0 or
+            less.
     """
 
     card = CARD

@@ -33,7 +33,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import (Buffer, Card, Case, Linear, Module, Paper, identity, init, visible_keys, positive)
+from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init, positive, visible_keys
 
 CARD = Card(
     name="lmu_memory",

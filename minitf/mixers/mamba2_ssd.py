@@ -42,8 +42,8 @@ from minitf.nn import (
     ShortConv,
     identity,
     init,
-    visible_keys,
     positive,
+    visible_keys,
 )
 
 CARD = Card(

@@ -25,7 +25,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import (Card, Case, LayerNorm, Linear, Module, Paper, identity, init, positive)
+from minitf.nn import Card, Case, LayerNorm, Linear, Module, Paper, identity, init, positive
 
 CARD = Card(
     name="mlp_mixer",

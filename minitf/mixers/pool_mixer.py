@@ -22,7 +22,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import (Card, Case, Module, Paper, identity, positive)
+from minitf.nn import Card, Case, Module, Paper, identity, positive
 
 CARD = Card(
     name="pool_mixer",

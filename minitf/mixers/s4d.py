@@ -36,7 +36,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import (Card, Case, Linear, Module, Paper, Parameter, identity, init, visible_keys, positive)
+from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, positive, visible_keys
 
 CARD = Card(
     name="s4d",

@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import (Card, Case, Module, Paper, Parameter, identity, init, positive)
+from minitf.nn import Card, Case, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
     name="selective_scan",

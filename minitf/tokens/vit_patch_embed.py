@@ -28,7 +28,19 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor
-from minitf.nn import Card, Case, LayerNorm, Linear, Module, Paper, Parameter, identity, init, partition
+from minitf.nn import (
+    Card,
+    Case,
+    LayerNorm,
+    Linear,
+    Module,
+    Paper,
+    Parameter,
+    identity,
+    init,
+    partition,
+    positive,
+)
 
 CARD = Card(
     name="vit_patch_embed",
@@ -75,8 +87,8 @@ class ViTPatchEmbed(Module):
             for both.
 
     Raises:
-        ValueError: a patch or grid below 1. ShapeError: an image with other channels, or that patches do not
-            fill.
+        ValueError: channels, patch or grid below 1. ShapeError: an image with other channels, or that patches
+            do not fill.
     """
 
     card = CARD
@@ -92,6 +104,7 @@ class ViTPatchEmbed(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim, channels=channels)
         self.grid: Any = (grid, grid) if isinstance(grid, int) else tuple(grid)
         if len(self.grid) != 2 or min(patch, *self.grid) < 1:
             raise ValueError(f"patch={patch} and both sides of grid={grid} must be at least 1")

@@ -107,8 +107,8 @@ class RoPE(Position):
         magnitude: what queries and keys are multiplied by: 0.1 log s + 1 for YaRN, else 1.
 
     Raises:
-        ValueError: an odd rotary_dim, an unknown extension, a factor below 1, or one without an extension; a base or
-            trained of 0 or less.
+        ValueError: an odd rotary_dim, an unknown extension, a factor below 1, or one without an extension; a
+            base or trained of 0 or less.
     """
 
     card = CARD

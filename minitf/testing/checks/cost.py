@@ -43,11 +43,11 @@ def states_a_growth(subject: Subject) -> str:
 def cost_grows_as_stated(subject: Subject, case: Case) -> None:
     """Counted floating-point operations grow with the number of tokens as the card says."""
     assert subject.card is not None
-    # Large against the width of 8, so that the highest power leads; whole windows of the usual sides.
-    sides = (28, 56) if subject.axes == 2 else (256, 512)
+    # Large against the width, so that the highest power leads; whole windows of the usual sides.
+    sides, d = ((28, 56), 8) if subject.axes == 2 else ((1024, 2048), 4)
     counted, tokens = [], []
     for side in sides:
-        here = Case(1, side, 1, 8, case.seed, w=side)
+        here = Case(1, side, 1, d, case.seed, w=side)
         layer, x = subject.layer(here, "float32"), subject.inputs(here, "float32")
         with no_grad(), profile() as p:
             run(layer, x)
@@ -58,7 +58,8 @@ def cost_grows_as_stated(subject: Subject, case: Case) -> None:
     stated = math.log(
         growth(subject.card.complexity, tokens[1]) / growth(subject.card.complexity, tokens[0]), factor
     )
-    assert abs(measured - stated) <= 0.2, (
+    # Lower powers still pull a little at these sizes.
+    assert abs(measured - stated) <= 0.25, (
         f"from N={tokens[0]} to {tokens[1]} the operations grow as N^{measured:.2f}, but the card's "
         f"{subject.card.complexity!r} as N^{stated:.2f}"
     )

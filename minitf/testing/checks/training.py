@@ -52,7 +52,7 @@ def every_parameter_learns(subject: Subject, case: Case) -> None:
     """Every parameter gets a gradient from some input: what gets none should be a buffer, or is forgotten."""
     idle: set[str] | None = None
     for seed in range(4):
-        here = replace(case, b=4, t=9 if subject.axes == 1 else 4, seed=seed)
+        here = replace(case, b=4, t=20 if subject.axes == 1 else 4, seed=seed)
         layer = moved(subject.layer(here), here.rng())
         x = trainable(subject.inputs(here))
         gradients_of(run(layer, x), x)
