@@ -5,6 +5,9 @@
 
     x  (..., D_in)    W  (D_in, D_out)    A  (D_in, r)    B  (r, D_out)    s = alpha / r, or alpha / sqrt(r)
 
+Several adapters of one map add up: one on top of the other (`base=layer.merged()`), or as one adapter with
+the columns of all A and the rows of all B. Or they take turns: load the a and b of another.
+
 B = 0 at the start, so the adapted layer begins as the frozen one. Three ways to begin:
     "kaiming"    A uniform in +-1 / sqrt(D_in), B = 0
     "gaussian"   A normal with standard deviation 1 / r, B = 0
@@ -149,6 +152,24 @@ def starts_as_frozen(case: Case) -> tuple[Any, Any]:
     return np.stack([layer(x).data for layer in layers]), np.stack([base(x).data] * 3)
 
 
+@identity(
+    "the equation, with s = alpha / r and s = alpha / sqrt(r); PiSSA begins with the best A B of rank r"
+)
+def definition(case: Case) -> tuple[Any, Any]:
+    base, x, left, right = frozen(case), case.tokens(), [], []
+    assert base.bias is not None
+    for stabilised, s in ((False, 6.0 / 2.0), (True, 6.0 / math.sqrt(2.0))):
+        layer = LoRA(base=base, r=2, alpha=6.0, stabilised=stabilised, dtype="float64")
+        layer.b.data = case.rng().standard_normal(layer.b.shape)
+        changed = base.weight.data + s * layer.a.data @ layer.b.data
+        left.append(layer(x).data.ravel())
+        right.append((x.data @ changed + base.bias.data).ravel())
+    u, values, v = np.linalg.svd(base.weight.data, full_matrices=False)
+    left.append(LoRA(base=base, r=2, start="pissa").delta().ravel())
+    right.append((u[:, :2] @ np.diag(values[:2]) @ v[:2]).ravel())
+    return np.concatenate(left), np.concatenate(right)
+
+
 @identity("the merged layer computes the same, and taking the adapter out again gives W")
 def merge(case: Case) -> tuple[Any, Any]:
     layer, x = build(case), case.tokens()
@@ -194,10 +215,28 @@ def first_step(case: Case) -> tuple[Any, Any]:
     return layer.delta(), -lr * layer.scale**2 * (a @ a.T @ g)
 
 
-@identity("any change of W of rank r is reached by its singular vectors; s A B never has more")
+@identity(
+    "any change of W of rank r is reached by its singular vectors, any at all with r = D; s A B has no more"
+)
 def reaches(case: Case) -> tuple[Any, Any]:
     layer, rng = build(case), case.rng()
     wanted = rng.standard_normal((case.dim, 2)) @ rng.standard_normal((2, case.dim))
     layer.a.data, layer.b.data = halves(wanted / layer.scale, 2)
+    # With r = D, any change at all.
+    whole, every = LoRA(case.dim, r=case.dim, dtype="float64"), rng.standard_normal((case.dim, case.dim))
+    whole.a.data, whole.b.data = halves(every / whole.scale, case.dim)
     rank = np.linalg.matrix_rank(build(case).delta())
-    return np.append(layer.delta(), rank <= 2), np.append(wanted, True)
+    left = np.concatenate([layer.delta().ravel(), whole.delta().ravel(), [rank <= 2]])
+    return left, np.concatenate([wanted.ravel(), every.ravel(), [True]])
+
+
+@identity("two adapters: one on top of the other, or one with the columns of both A and the rows of both B")
+def sums(case: Case) -> tuple[Any, Any]:
+    first, x, rng = build(case), case.tokens(), case.rng()
+    second = LoRA(base=first.merged(), r=1, alpha=4.0, seed=case.seed)
+    second.b.data = rng.standard_normal(second.b.shape)
+    # All columns of A, each with the scale of its adapter: (D, 3)
+    both = np.concatenate([first.scale * first.a.data, second.scale * second.a.data], axis=1)
+    joint = x @ both @ np.concatenate([first.b.data, second.b.data])
+    assert first.bias is not None
+    return second(x), x @ first.weight.data + joint + first.bias.data

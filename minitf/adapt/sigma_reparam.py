@@ -18,7 +18,8 @@ Cost: 2 N D E operations for the tokens and 6 D E for the step of power iteratio
 Source: Stabilizing Transformer Training by Preventing Attention Entropy Collapse, Zhai et al.,
 arXiv:2303.06296, 2023. Convolutions: the kernel is flattened to (K_h K_w C_in, C_out).
 Differs from the paper: gamma starts at sigma, as the published vision code does; the paper and the speech
-code start at 1 (`gamma=1.0`, there with std=0.1). The published code writes W as (out, in).
+code start at 1 (`gamma=1.0`, there with std=0.1). The published code writes W as (out, in), and the vision
+code cuts off the tails of the normal values that W starts from.
 Numerics: the power iteration runs in float32 or wider. The gradient takes u' and v for constants, which is
 the derivative of the spectral norm once they have converged. Do not decay gamma.
 """

@@ -36,19 +36,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, ShapeError, Tensor, no_grad
-from minitf.nn import (
-    Card,
-    Case,
-    Linear,
-    Module,
-    Paper,
-    Parameter,
-    Position,
-    as_position,
-    identity,
-    init,
-    positive,
-)
+from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, Position, as_position, identity, init
 
 from .sliding_window import SlidingWindow
 from .softmax import SoftmaxAttention
@@ -194,9 +182,8 @@ class AttentionSinks(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
-        positive(dim=dim, heads=heads)
-        if dim % heads:
-            raise ValueError(f"heads={heads} must divide dim={dim}")
+        if min(dim, heads) < 1 or dim % heads:
+            raise ValueError(f"heads={heads} must divide dim={dim}, both 1 or more")
         if sinks < 0 or window < 1:
             raise ValueError(f"sinks={sinks} must be 0 or more and window={window} 1 or more")
         if learned_sink and not sinks:

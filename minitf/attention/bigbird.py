@@ -234,6 +234,13 @@ def few_blocks(case: Case) -> tuple[Tensor, Tensor]:
     return layer(case.tokens()), full(layer, case)
 
 
+@identity("the map, zero between blocks that do not see each other, times the values is the output")
+def map_times_values(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case, block=2, random=1), case.tokens()
+    v = ops.split_heads(layer.wv(x), case.h)
+    return layer.wo(ops.merge_heads(layer.weights(x) @ v)), layer(x)
+
+
 @identity("one token in a block, none at random: the two ends and the neighbours")
 def single_tokens(case: Case) -> tuple[Tensor, Tensor]:
     layer = build(case, block=1, random=0)

@@ -154,8 +154,8 @@ class CombinerFixed(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
-        if dim % heads or block < 1:
-            raise ValueError(f"heads={heads} must divide dim={dim}, and block={block} must be 1 or more")
+        if min(dim, heads, block) < 1 or dim % heads:
+            raise ValueError(f"heads={heads} must divide dim={dim}, and they and block={block} be 1 or more")
         if activation not in ACTIVATIONS or pool not in POOLS:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}, and pool one of "

@@ -162,6 +162,14 @@ def by_loops(case: Case) -> tuple[Tensor, Tensor]:
     return ops.stack(left), ops.stack(right)
 
 
+@identity("the map A times the values is the output, also where a mask hides keys")
+def map_times_values(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case, 3), case.tokens()
+    mask = case.rng().random((case.b, 1, case.t, case.t)) < 0.7
+    v = ops.split_heads(layer.wv(x), case.h)
+    return layer.wo(ops.merge_heads(layer.weights(x, mask=mask) @ v)), layer(x, mask=mask)
+
+
 @identity("e = 0: causal attention without positions")
 def no_positions(case: Case) -> tuple[Tensor, Tensor]:
     layer, x = build(case), case.tokens()

@@ -127,8 +127,9 @@ class CSWinAttention(Module):
 
 def build(case: Case, stripe: int = 2, lepe: bool = True) -> CSWinAttention:
     layer = CSWinAttention(case.dim, heads=case.h, stripe=stripe, seed=case.seed, dtype="float64")
+    rng = case.rng()
     for p in (*layer.vertical.parameters(), *layer.horizontal.parameters()):
-        p.data = case.rng().standard_normal(p.shape) * lepe
+        p.data = rng.standard_normal(p.shape) * lepe
     return layer
 
 

@@ -10,6 +10,8 @@
     query, y  (B, Q, D)     maps_l  (B, R_l, C_l, D)     r  (B, Q, L, 2 or 4) in [0, 1], as (x, y)
     o  (B, Q, H, L, P, 2)   A  (B, Q, H, L, P)           V_l by heads  (B, H, R_l C_l, d)
 
+In an encoder the queries are the cells of the maps themselves: `encoder_references` makes their r.
+
 bilinear reads a map at the cell coordinates loc * (C, R) - 1/2, which are whole numbers in the middle of a
 cell; outside the map there are zeros. A comes from the query alone: no query meets a key. At the start head j
 looks along the angle 2 pi j / H, point p at p + 1 cells.
@@ -172,6 +174,20 @@ def centres(rows: int, columns: int) -> Array:
     return np.stack([(x + 0.5) / columns, (y + 0.5) / rows], axis=-1)
 
 
+def encoder_references(grids: Sequence[tuple[int, int]], valid: Any) -> Array:
+    """References (B, S, L, 2) where the queries are the cells of the maps themselves, map after map.
+
+    Args:
+        grids: (R, C) of each map. valid: (B, L, 2), the shares (x, y) of a map's sides that are image.
+
+    A cell stands at the share of the image at which its centre lies, and points there on every map.
+    """
+    valid = np.asarray(valid, dtype=float)
+    own = [centres(*grid) / valid[:, None, level] for level, grid in enumerate(grids)]
+    # Shares of the image (B, S, 1, 2) times those that it has of each map (B, 1, L, 2).
+    return np.concatenate(own, axis=1)[:, :, None] * valid[:, None]
+
+
 def build(case: Case, **options: Any) -> DeformableAttention:
     layer = DeformableAttention(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
     layer.wa.weight.data = case.rng().standard_normal(layer.wa.weight.shape)
@@ -184,6 +200,57 @@ def still(layer: DeformableAttention, offsets: Any = 0.0) -> DeformableAttention
     zero = np.zeros(layer.ws.weight.shape)
     layer.ws.load_state_dict({"weight": zero, "bias": (np.zeros(shape) + offsets).reshape(-1)})
     return layer
+
+
+@identity("the equations in loops over queries, heads, maps, points and corners, with padding and boxes")
+def loops(case: Case) -> tuple[Tensor, Any]:
+    rng, left, right = case.rng(), [], []
+    for sides in (2, 4):
+        layer: Any = build(case, levels=2, points=3)
+        query = case.tokens()
+        for p in (layer.ws.weight, layer.wa.bias, layer.wv.bias, layer.wo.bias):
+            p.data = rng.standard_normal(p.shape)
+        grids = ((case.t, case.w), (2, 3))
+        maps = [rng.standard_normal((case.b, *grid, case.dim)) for grid in grids]
+        masks = [rng.random((case.b, *grid)) < 0.8 for grid in grids]
+        r, y = rng.uniform(0.0, 1.0, (case.b, case.t, 2, sides)), np.zeros(query.shape)
+        offsets = (query.data @ layer.ws.weight.data + layer.ws.bias.data).reshape(
+            (case.b, case.t, case.h, 2, 3, 2)
+        )
+        scores = query.data @ layer.wa.weight.data + layer.wa.bias.data
+        e = np.exp(scores.reshape(case.b, case.t, case.h, 6))
+        a = (e / e.sum(axis=-1, keepdims=True)).reshape(case.b, case.t, case.h, 2, 3)
+        for level, (rows, columns) in enumerate(grids):
+            v = (maps[level] @ layer.wv.weight.data + layer.wv.bias.data) * masks[level][..., None]
+            for b, n, h, p in np.ndindex(case.b, case.t, case.h, 3):
+                place, o, own = (
+                    r[b, n, level],
+                    offsets[b, n, h, level, p],
+                    slice(h * case.d, (h + 1) * case.d),
+                )
+                if sides == 2:
+                    x, z = place[0] + o[0] / columns, place[1] + o[1] / rows
+                else:
+                    x, z = place[:2] + o / 3.0 * place[2:] / 2.0
+                x, z = x * columns - 0.5, z * rows - 0.5
+                for i, j in np.ndindex(rows, columns):
+                    near = max(0.0, 1.0 - abs(z - i)) * max(0.0, 1.0 - abs(x - j))
+                    y[b, n, own] += a[b, n, h, level, p] * near * v[b, i, j, own]
+        left.append(layer(query, Tensor(r), *map(Tensor, maps), masks=masks))
+        right.append(y @ layer.wo.weight.data + layer.wo.bias.data)
+    return ops.stack(left), np.stack(right)
+
+
+@identity("references of an encoder: cells of one share of the image point to it on every map")
+def references_of_cells(case: Case) -> tuple[Any, Any]:
+    valid, grids = case.rng().uniform(0.3, 1.0, (case.b, 2, 2)), ((case.t, case.w), (2, 3))
+    expected = []
+    for own in valid:
+        for (rows, columns), (across, down) in zip(grids, own):
+            for i, j in np.ndindex(rows, columns):
+                x, y = (j + 0.5) / (across * columns), (i + 0.5) / (down * rows)
+                expected.append([[x * share[0], y * share[1]] for share in own])
+    return encoder_references(grids, valid), np.reshape(expected, (case.b, -1, 2, 2))
 
 
 @identity("on constant maps, looking inside them: the constant, wherever the places are")

@@ -99,41 +99,53 @@ def attend(h: Tensor, v: Tensor, visible: Any = True) -> Tensor:
     return o / ops.where(count == 0.0, 1.0, total)
 
 
+def targets(z: Array, bits: int, similar: int) -> Array:
+    """R (B, H, N, N) before the first bit: b for the most similar tokens of each row, -b for the least."""
+    products = z @ z.swapaxes(-1, -2)
+    r = np.zeros_like(products)
+    # Lower indices win ties.
+    for descending, value in ((True, bits), (False, -bits)):
+        chosen = ops.argsort(products, descending=descending)[..., : min(similar, z.shape[2])]
+        np.put_along_axis(r, np.asarray(chosen), value, axis=-1)
+    return r
+
+
+def loss(y: Any, r: Array, bits: int) -> Any:
+    """L, a scalar: the mean over samples and heads of -y^T R y / (N b), y (B, H, N, 1)."""
+    return -(y * (r @ y)).sum(axis=(-1, -2)).mean() / (r.shape[-1] * bits)
+
+
+def descended(row: Array, centred: Array, r: Array, bits: int, steps: int, lr: float) -> Array:
+    """a (H, m) after gradient descent on L with Nesterov momentum 0.9. centred: kappa - mu (B, H, N, m)."""
+
+    def soft(row: Tensor) -> Tensor:
+        return loss(2.0 * ops.sigmoid(Tensor(centred) @ row[..., None]) - 1.0, r, bits)
+
+    velocity = np.zeros_like(row)
+    for _ in range(steps):
+        slope = grad(soft)(Tensor(row)).data
+        velocity = 0.9 * velocity + slope
+        row = row - lr * (slope + 0.9 * velocity)
+    return row
+
+
 def learned(
     z: Array, anchors: Array, a: Array, steps: int = 100, lr: float = 5e-4, similar: int = 10
 ) -> tuple[Array, Array]:
     """mu (H, m) and A (H, b, m), learned from z (B, H, N, d) of length 1, starting from A."""
-    n, bits = z.shape[2], a.shape[1]
+    bits, r = a.shape[1], targets(z, a.shape[1], similar)
     with no_grad():
         kappa = closeness(Tensor(z), Tensor(anchors)).data
     mu = kappa.mean(axis=(0, 2))
-    centred = Tensor(kappa - mu[:, None])
-    # The `similar` largest of each row are +1, the smallest -1; lower indices win ties.
-    products = z @ z.swapaxes(-1, -2)
-    r = np.zeros_like(products)
-    for descending, value in ((True, bits), (False, -bits)):
-        chosen = ops.argsort(products, descending=descending)[..., : min(similar, n)]
-        np.put_along_axis(r, np.asarray(chosen), value, axis=-1)
-
-    def loss(y: Any) -> Any:
-        # Mean over samples and heads of -y^T R y / (N b), y (B, H, N, 1)
-        return -(y * (r @ y)).sum(axis=(-1, -2)).mean() / (n * bits)
-
-    def soft(row: Tensor) -> Tensor:
-        return loss(2.0 * ops.sigmoid(centred @ row[..., None]) - 1.0)
+    centred = kappa - mu[:, None]
 
     def hard(row: Array) -> Array:
-        return np.where(centred.data @ row[..., None] > 0.0, 1.0, -1.0).astype(z.dtype)
+        return np.where(centred @ row[..., None] > 0.0, 1.0, -1.0).astype(z.dtype)
 
     a = a.copy()
     for bit in range(bits):
-        row, velocity = a[:, bit], np.zeros_like(a[:, bit])
-        for _ in range(steps):
-            # Nesterov momentum 0.9
-            slope = grad(soft)(Tensor(row)).data
-            velocity = 0.9 * velocity + slope
-            row = row - lr * (slope + 0.9 * velocity)
-        if loss(hard(row)) < loss(hard(a[:, bit])):
+        row = descended(a[:, bit], centred, r, bits, steps, lr)
+        if loss(hard(row), r, bits) < loss(hard(a[:, bit]), r, bits):
             a[:, bit] = row
         y = hard(a[:, bit])
         r = r - y @ y.swapaxes(-1, -2)
@@ -270,7 +282,9 @@ def equal_tokens(case: Case) -> tuple[Tensor, Tensor]:
 def no_planes(case: Case) -> tuple[Tensor, Tensor]:
     layer, x = build(case), case.tokens()
     layer.a.data = np.zeros_like(layer.a.data)
-    return layer(x), ops.broadcast_to(layer.wo(layer.wv(x)).mean(axis=1, keepdims=True), x.shape)
+    mean = ops.broadcast_to(layer.wo(layer.wv(x)).mean(axis=1, keepdims=True), x.shape)
+    h = layer.codes(x).reshape((-1,))
+    return ops.concat([h, layer(x).reshape((-1,))]), ops.concat([ops.ones_like(h), mean.reshape((-1,))])
 
 
 @identity("gradients pass through a sign as through a clip to [-1, 1]")
@@ -284,28 +298,52 @@ def straight_through(case: Case) -> tuple[Tensor, Tensor]:
     return grad(lambda z: (codes(z, anchors, mu, a) * c).sum())(z), grad(smooth)(z)
 
 
-@identity(
-    "one step of learning is one of gradient descent with Nesterov momentum, by the chain rule, if accepted"
-)
-def one_step(case: Case) -> tuple[Any, Any]:
-    z, anchors, _, a = (v.data for v in heads_of(case, bits=1))
-    mu, found = learned(z, anchors, a, steps=1, lr=0.5, similar=2)
+@identity("directions have length 1: the code of a token does not depend on its length")
+def directions(case: Case) -> tuple[Tensor, Any]:
+    layer, x = build(case), case.tokens()
+    z = ops.split_heads(layer.wqk(x), case.h).data
+    z = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    expected = codes(Tensor(z), layer.anchors, layer.mu, layer.a)
+    return ops.stack([layer.codes(x), layer.codes(x * 3.0)]), ops.stack([expected, expected])
+
+
+def lesson(case: Case) -> tuple[Array, Array, Array, Array, Array]:
+    """z, u, A (h, 3, 5), kappa - mu and, by loops over rows, R with the 2 most and least similar tokens."""
+    z, anchors, _, a = (v.data for v in heads_of(case, bits=3))
     kappa = closeness(Tensor(z), Tensor(anchors)).data
-    centred = kappa - kappa.mean(axis=(0, 2))[:, None]
     r = np.zeros((case.b, case.h, case.t, case.t))
     for i in np.ndindex(case.b, case.h, case.t):
-        order = z[i[0], i[1]] @ z[i]
-        r[(*i, np.argsort(-order, kind="stable")[:2])] = 1.0
-        r[(*i, np.argsort(order, kind="stable")[:2])] = -1.0
-    y = np.tanh(centred @ a[:, 0, :, None] / 2.0)[..., 0]
-    # dL/dy = -(R + R^T) y / (N B H), dy/d(Kc a) = (1 - y^2) / 2
-    dy = -np.einsum("bhij,bhj->bhi", r + r.swapaxes(-1, -2), y) / (case.t * case.b * case.h)
-    slope = np.einsum("bhi,bhim->hm", dy * (1.0 - y * y) / 2.0, centred)
-    moved = a[:, 0] - 0.5 * 1.9 * slope
+        products = z[i[0], i[1]] @ z[i]
+        r[(*i, np.argsort(-products, kind="stable")[:2])] = 3.0
+        r[(*i, np.argsort(products, kind="stable")[:2])] = -3.0
+    return z, anchors, a, kappa - kappa.mean(axis=(0, 2))[:, None], r
 
-    def loss(row: Any) -> float:
-        hard = np.where(centred @ row[..., None] > 0.0, 1.0, -1.0)[..., 0]
-        return -float(np.einsum("bhi,bhij,bhj->", hard, r, hard))
 
-    kept = moved if loss(moved) < loss(a[:, 0]) else a[:, 0]
-    return np.concatenate([found[:, 0], mu]), np.concatenate([kept, kappa.mean(axis=(0, 2))])
+@identity("two steps of learning are those of gradient descent with Nesterov momentum, by the chain rule")
+def two_steps(case: Case) -> tuple[Any, Any]:
+    z, _, a, centred, r = lesson(case)
+    row, velocity = a[:, 0], 0.0 * a[:, 0]
+    for _ in range(2):
+        y = np.tanh(centred @ row[..., None] / 2.0)[..., 0]
+        # dL/dy = -(R + R^T) y / (N b B H), dy/d(Kc a) = (1 - y^2) / 2
+        dy = -np.einsum("bhij,bhj->bhi", r + r.swapaxes(-1, -2), y) / (case.t * 3 * case.b * case.h)
+        slope = np.einsum("bhi,bhim->hm", dy * (1.0 - y * y) / 2.0, centred)
+        velocity = 0.9 * velocity + slope
+        row = row - 0.5 * (slope + 0.9 * velocity)
+    return descended(a[:, 0], centred, targets(z, 3, 2), 3, 2, 0.5), row
+
+
+@identity("bit after bit, a row that lowers the loss of the signs is kept, and their products leave R")
+def bit_after_bit(case: Case) -> tuple[Any, Any]:
+    z, anchors, a, centred, r = lesson(case)
+    # Steps so long that some rows get better and some do not.
+    found = learned(z, anchors, a, steps=2, lr=50.0, similar=2)[1]
+    expected = []
+    for bit in range(3):
+        rows = [descended(a[:, bit], centred, r, 3, 2, 50.0), a[:, bit]]
+        signs = [np.where((centred * row[:, None]).sum(axis=-1) > 0.0, 1.0, -1.0) for row in rows]
+        gains = [np.einsum("bhi,bhij,bhj->", y, r, y) for y in signs]
+        best = 0 if gains[0] > gains[1] else 1
+        expected.append(rows[best])
+        r = r - np.einsum("bhi,bhj->bhij", signs[best], signs[best])
+    return found, np.stack(expected, axis=1)

@@ -94,7 +94,8 @@ class GQA(SoftmaxAttention):
 
     Args:
         dim: D. heads: H. kv_heads: G, default the largest divisor of H up to H/2. head_dim: d, default D / H.
-        causal: hide later tokens. dropout: rate on the weights in training mode.
+        context_dim: width of what `context` holds, default D. causal: hide later tokens.
+        bias: whether the four maps have one. dropout: rate on the weights in training mode.
         position: a scheme, or its name ("rope", "alibi").
 
     Raises:

@@ -40,6 +40,7 @@ import numpy as np
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, grad
 from minitf.nn import Card, Case, Dropout, LayerNorm, Linear, Module, Paper, Parameter, identity, init
+from minitf.nn.checked import positive
 
 from .softmax import SoftmaxAttention
 
@@ -131,8 +132,12 @@ class Hopfield(Module):
     ):
         if not set(static) <= set(PARTS):
             raise ValueError(f"static={static} must hold some of: {', '.join(PARTS)}")
-        if (steps is not None and steps < 0) or eps < 0:
+        if (steps is not None and steps < 0) or not eps >= 0:
             raise ValueError(f"steps={steps} must be None or at least 0, and eps={eps} at least 0")
+        positive(dim=dim, heads=heads, head_dim=head_dim, pattern_dim=pattern_dim, out_dim=out_dim)
+        positive(stored_dim=stored_dim, values_dim=values_dim)
+        if beta is not None and not np.all(np.asarray(beta) >= 0):
+            raise ValueError(f"beta={beta} must be 0 or more")
         stored_dim, values_dim = stored_dim or dim, values_dim or stored_dim or dim
         if head_dim is None:
             head_dim = dim if "state" in static else stored_dim if "stored" in static else dim // heads

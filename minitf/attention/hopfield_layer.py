@@ -28,7 +28,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Tensor
-from minitf.nn import Card, Case, Module, Paper, Parameter, identity, init
+from minitf.nn import Card, Case, Module, Paper, Parameter, identity, init, positive
 
 from .hopfield import Hopfield
 
@@ -79,6 +79,7 @@ class HopfieldLayer(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim)
         quantity = 4 * dim if quantity is None else quantity
         if quantity < 1:
             raise ValueError(f"quantity={quantity} must be at least 1")

@@ -25,7 +25,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor
-from minitf.nn import Card, Case, Module, Paper, Parameter, identity, init
+from minitf.nn import Card, Case, Module, Paper, Parameter, identity, init, positive
 
 from .hopfield import Hopfield
 from .softmax import SoftmaxAttention
@@ -75,6 +75,7 @@ class HopfieldPooling(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
+        positive(dim=dim)
         if quantity < 1:
             raise ValueError(f"quantity={quantity} must be at least 1")
         rng = init.generator(seed)

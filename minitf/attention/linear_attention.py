@@ -254,6 +254,23 @@ def weights_times_values(case: Case) -> tuple[Tensor, Tensor]:
     return ops.stack(left), ops.stack(right)
 
 
+@identity("the layer by loops, with phi(a) = a + 1 where a > 0, else e^a; causal and not")
+def by_loops(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for causal in (True, False):
+        layer = build(case, causal=causal, eps=0.3)
+        q, k, v = (ops.split_heads(w(x), case.h).data for w in (layer.wq, layer.wk, layer.wv))
+        q, k = (np.where(a > 0.0, a + 1.0, np.exp(np.minimum(a, 0.0))) for a in (q, k))
+        o = np.zeros(v.shape)
+        for i in range(case.t):
+            js = range(i + 1) if causal else range(case.t)
+            w = [(q[:, :, i] * k[:, :, j]).sum(axis=-1, keepdims=True) for j in js]
+            o[:, :, i] = sum(w[j] * v[:, :, j] for j in js) / (sum(w) + 0.3)
+        left.append(layer(x))
+        right.append(layer.wo(ops.merge_heads(Tensor(o))))
+    return ops.stack(left), ops.stack(right)
+
+
 @identity("(q k^T) v = q (k^T v)")
 def either_order(case: Case) -> tuple[Tensor, Tensor]:
     q, k, v = heads_of(case)
@@ -330,3 +347,12 @@ def split(case: Case) -> tuple[Tensor, Tensor]:
         left.append(ops.concat(rows, axis=1))
         right.append(layer(x))
     return ops.stack(left), ops.stack(right)
+
+
+@identity("hidden tokens could as well not be there")
+def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x, rng = build(case), case.tokens(), case.rng()
+    visible = rng.permutation(case.t + 3) < case.t
+    longer = rng.standard_normal((case.b, case.t + 3, case.dim))
+    longer[:, visible] = x.data
+    return layer(Tensor(longer), mask=visible[None, None, None])[:, visible], layer(x)

@@ -196,6 +196,14 @@ def block_averages(case: Case) -> tuple[Tensor, Tensor]:
     return attend(q, k, v, Tensor(e), Tensor(e)), ops.softmax_attention(q, k2, v2)
 
 
+@identity("the map P times the summaries of the values is the output")
+def map_times_summaries(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case, sharing="none", rank=3, context=case.t), case.tokens()
+    assert layer.ev is not None
+    v = layer.ev.mT @ ops.split_heads(layer.wv(x), case.h)
+    return layer.wo(ops.merge_heads(layer.weights(x) @ v)), layer(x)
+
+
 @identity("rows of P sum to 1 over the summaries")
 def rows_sum_to_one(case: Case) -> tuple[Tensor, Any]:
     p = build(case, rank=5).weights(case.tokens())

@@ -54,6 +54,9 @@ class MDTA(Module):
 
     Parameters: wqkv (D, 3 D), conv.weight (3, 3, 1, 3 D), tau (H, 1, 1) of ones, wo (D, D); biases if `bias`.
 
+    Args:
+        dim: D. heads: H. bias: whether the three maps have one.
+
     Raises:
         ValueError: heads that do not divide dim.
     """

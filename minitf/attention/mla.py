@@ -16,8 +16,9 @@ The two forms are equal, because q_n . (c U_h) = (q_n U_h^T) . c. The naive one 
 and serves whole sequences; the absorbed one never forms keys and values and serves single steps: it is
 multi-query attention with a head of width r + dr.
 
-Cost: 2 N H (dn + dr + dv) products of rows for the scores, naive; a step on n cached tokens takes
-2 H n (2 r + dr) operations, absorbed. The cache holds r + dr numbers for a token.
+Cost: 2 N D (H dn + H dr + H dv + r + dr) and 2 N r H (dn + dv) for the maps, 2 N^2 H (dn + dr + dv) for
+scores and values, naive; a step on n cached tokens takes 2 H n (2 r + dr) for these, absorbed. The cache
+holds r + dr numbers for a token.
 Source: DeepSeek-V2: A Strong, Economical, and Efficient Mixture-of-Experts Language Model, DeepSeek-AI,
 arXiv:2405.04434, 2024, section 2.1; DeepSeek-V3, arXiv:2412.19437, 2024.
 Differs from the published model: unless given, sizes follow D / H (dn = dv = D / H, dr half of it,
@@ -68,7 +69,7 @@ CARD = Card(
     causal=True,
     streams=True,
     grid="1d",
-    complexity="4 N D H d + 4 N D r + 4 N r H d + 6 N^2 H d",
+    complexity="5 N D H d + 2 N D r + N D d + 4 N r H d + 5 N^2 H d",
     properties=("causal", "streams", "row_stochastic", "batch_independent"),
     basis="published code: deepseek-ai/DeepSeek-V3 inference/model.py (class MLA, naive and absorb); "
     "fla-org/flash-linear-attention fla/layers/mla.py",
@@ -76,7 +77,7 @@ CARD = Card(
 )
 
 
-def naive(q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor, w: Tensor, dv: int, **options: Any) -> Tensor:
+def naive(q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor, w: Tensor, **options: Any) -> Tensor:
     """o (B, H, Nq, dv) through the keys and values of every head.
 
     q_n: (B, H, Nq, dn). q_r: (B, H, Nq, dr). c: (B, Nk, r). k_r: (B, Nk, dr). w: W_kvb (r, H (dn + dv)).
@@ -90,11 +91,11 @@ def naive(q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor, w: Tensor, dv: int, 
     return ops.softmax_attention(q, k, kv[..., dn:], **options)
 
 
-def absorbed(q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor, w: Tensor, dv: int, **options: Any) -> Tensor:
+def absorbed(q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor, w: Tensor, **options: Any) -> Tensor:
     """The same o, on the latents themselves."""
     h, dn, r = q_n.shape[1], q_n.shape[-1], c.shape[-1]
     # U (H, r, dn) and V (H, r, dv)
-    u_v = w.reshape((r, h, dn + dv)).permute_dims((1, 0, 2))
+    u_v = w.reshape((r, h, -1)).permute_dims((1, 0, 2))
     u, v = u_v[..., :dn], u_v[..., dn:]
     # One key (B, 1, Nk, r + dr) and one value (B, 1, Nk, r) for all heads.
     q, k = ops.concat([q_n @ u.mT, q_r], axis=-1), ops.concat([c, k_r], axis=-1)[:, None]
@@ -245,7 +246,7 @@ class MLA(Module):
         return c, self.position.rotate(k_r[:, None], here)[:, 0] if self.dr else k_r
 
     def _attend(self, form: Any, q_n: Tensor, q_r: Tensor, c: Tensor, k_r: Tensor, **options: Any) -> Tensor:
-        return form(q_n, q_r, c, k_r, self.wkvb.weight, self.dv, causal=self.causal, **options)
+        return form(q_n, q_r, c, k_r, self.wkvb.weight, causal=self.causal, **options)
 
 
 def build(case: Case, **options: Any) -> MLA:
@@ -253,11 +254,10 @@ def build(case: Case, **options: Any) -> MLA:
 
 
 def parts_of(case: Case) -> tuple[Any, ...]:
-    """q_n, q_r, c, k_r, W_kvb and dv: normal, all widths different."""
-    rng, dv = case.rng(), case.d + 1
-    b, h, t, d = case.b, case.h, case.t, case.d
-    shapes = ((b, h, t, d), (b, h, t, 2), (b, t, 3), (b, t, 2), (3, h * (d + dv)))
-    return *(Tensor(rng.standard_normal(shape)) for shape in shapes), dv
+    """q_n, q_r, c, k_r and W_kvb: normal, all widths different, dv = d + 1."""
+    rng, b, h, t, d = case.rng(), case.b, case.h, case.t, case.d
+    shapes = ((b, h, t, d), (b, h, t, 2), (b, t, 3), (b, t, 2), (3, h * (2 * d + 1)))
+    return tuple(Tensor(rng.standard_normal(shape)) for shape in shapes)
 
 
 @identity("the naive and the absorbed form are equal, with and without a mask that hides whole rows")
@@ -284,6 +284,20 @@ def by_equations(case: Case) -> tuple[Tensor, Tensor]:
         key = ops.concat([kv_h[..., : case.d], k_r], axis=-1)
         heads.append(plain(query, key, kv_h[..., case.d :], visible)[:, 0])
     return layer(x), layer.wo(ops.concat(heads, axis=-1))
+
+
+@identity("the attention map times the values is the output, with every position scheme and under a mask")
+def map_times_values(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    mask = case.rng().random((case.b, case.h, case.t, case.t)) < 0.7
+    for name in ("nope", "rope", "alibi"):
+        layer = build(case, position=name, value_dim=3, causal=name != "nope")
+        # c W_kvb, of which each head has its last dv columns
+        kv = layer.kv_norm(layer.wkva(x)[..., : layer.rank]) @ layer.wkvb.weight
+        v = ops.split_heads(kv, case.h)[..., case.d :]
+        left.append(layer.wo(ops.merge_heads(layer.weights(x, mask=mask) @ v)))
+        right.append(layer(x, mask=mask))
+    return ops.stack(left), ops.stack(right)
 
 
 @identity("token by token on the cached latents, absorbed, equals the naive form on the whole")

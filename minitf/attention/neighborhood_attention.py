@@ -259,7 +259,7 @@ TRIES: tuple[dict[str, Any], ...] = (
     {"window": 2},
     {"window": (4, 3), "stride": (3, 1)},
     {"window": 2, "dilation": (2, 3)},
-    {"window": 3, "causal": True, "stride": 2},
+    {"window": 3, "causal": True, "stride": 3},
     {"window": (2, 3), "causal": (True, False), "dilation": 2, "stride": 2},
 )
 

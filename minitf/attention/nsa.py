@@ -185,8 +185,10 @@ class NSA(Module):
         dtype: Any = "float32",
     ):
         hkv = heads if kv_heads is None else kv_heads
-        if dim % heads or hkv < 1 or heads % hkv:
-            raise ValueError(f"heads={heads} must divide dim={dim}, and kv_heads={hkv} must divide heads")
+        if min(dim, heads, hkv) < 1 or dim % heads or heads % hkv:
+            raise ValueError(
+                f"heads={heads} must divide dim={dim}, and kv_heads={hkv} must divide heads: all 1 or more"
+            )
         if min(length, stride, block, window) < 1 or picks < 3 or length % stride or block % stride:
             raise ValueError(
                 f"stride={stride} must divide length={length} and block={block}; they and window={window} "

@@ -282,6 +282,41 @@ def maps(case: Case, eps: float = 0.0) -> list[FeatureMap]:
     return [FeatureMap(om, name, eps if name == "softmax+" else EPS[name]) for name in EPS]
 
 
+@identity("the features of one vector after the other, as the equations say it, with c and eps")
+def features_by_loops(case: Case) -> tuple[Any, Any]:
+    rng, x = case.rng(), heads_of(case)[0]
+    om, c = rng.standard_normal((5, case.d)), rng.standard_normal((*x.shape[:3], 1))
+    left, right = [], []
+    for name in EPS:
+        found = FeatureMap(Tensor(om), name, EPS[name])(x, c)
+        left.append(found.data.ravel())
+        for i in np.ndindex(*x.shape[:3]):
+            y = x.data[i] * case.d**-0.25
+            half = sum(y**2) / 2.0
+            turns = [sum(y * row) for row in om]
+            right += {
+                "softmax+": [(np.exp(a - half - c[i]) + 1e-4) / math.sqrt(5.0) for a in turns],
+                "sincos": [
+                    np.exp(half - c[i]) * f(a) / math.sqrt(5.0) for f in (np.cos, np.sin) for a in turns
+                ],
+                "relu": [[max(a, 0.0) + 1e-3] for a in x.data[i]],
+                "relu_om": [[max(a * case.d**0.25, 0.0) + 1e-3] for a in turns],
+            }[name]
+    return np.concatenate(left), np.concatenate(right)
+
+
+@identity("the layer is its maps around all N^2 weights, causal and not (eps = 0, or without c)")
+def layer_is_quadratic(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for kernel, eps in (("softmax+", 0.0), ("relu", None), ("relu_om", 0.1)):
+        for flag in (True, False):
+            layer = build(case, kernel=kernel, eps=eps, causal=flag, features=16)
+            q, k, v = (ops.split_heads(w(x), case.h) for w in (layer.wq, layer.wk, layer.wv))
+            left.append(layer(x))
+            right.append(layer.wo(ops.merge_heads(plain(q, k, v, layer.phi, flag))))
+    return ops.stack(left), ops.stack(right)
+
+
 @identity("the prefix sums equal all N^2 weights below the diagonal, normalised by row")
 def prefix_is_quadratic(case: Case) -> tuple[Tensor, Tensor]:
     heads, phis = heads_of(case), maps(case)
@@ -296,6 +331,20 @@ def sums_are_quadratic(case: Case) -> tuple[Tensor, Tensor]:
     return ops.stack([bidirectional(*heads, phi) for phi in phis]), ops.stack(
         [plain(*heads, phi, False) for phi in phis]
     )
+
+
+@identity("hidden tokens could as well not be there, causal and not")
+def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
+    x, rng, left, right = case.tokens(), case.rng(), [], []
+    visible = rng.permutation(case.t + 3) < case.t
+    longer = rng.uniform(2.0, 3.0, (case.b, case.t + 3, case.dim))
+    longer[:, visible] = x.data
+    for kernel, eps in (("softmax+", 0.0), ("softmax+", None), ("relu", None)):
+        for flag in (True, False):
+            layer = build(case, kernel=kernel, eps=eps, causal=flag, features=16)
+            left.append(layer(Tensor(longer), mask=visible[None, None, None])[:, visible])
+            right.append(layer(x))
+    return ops.stack(left), ops.stack(right)
 
 
 @identity("with eps = 0, any c for each query and any one c for the keys of a head give the same output")

@@ -226,12 +226,14 @@ def by_loops(layer: ReformerLSH, x: Tensor, once: bool) -> Tensor:
     """Softmax over all candidates of all rounds, each as often as it was found or `once`, token by token."""
     b, n, _ = x.shape
     q, v = (ops.split_heads(w(x), layer.heads) for w in (layer.wqk, layer.wv))
-    bucket, khat = layer.buckets(q, np.ones((b, n), dtype=bool)), unit_keys(q)
-    outputs = np.zeros(q.shape)
+    khat, outputs = unit_keys(q), np.zeros(q.shape)
+    # n_b / 2 columns of the rotations count.
+    half = min(max(1, n // layer.chunk), layer.rotations.shape[-1])
     for e, h in np.ndindex(b, layer.heads):
         found: list[list[int]] = [[] for _ in range(n)]
-        for r in range(bucket.shape[2]):
-            mine = bucket[e, h, r]
+        for rotation in layer.rotations.data[h, :, :, :half]:
+            turned = q.data[e, h] @ rotation
+            mine = np.concatenate([turned, -turned], axis=-1).argmax(axis=-1)
             ranked = sorted(range(n), key=lambda t: (mine[t], t))
             parts = [ranked[s : s + layer.chunk] for s in range(0, n, layer.chunk)]
             for c, part in enumerate(parts):

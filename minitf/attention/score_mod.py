@@ -174,7 +174,7 @@ class ScoreModAttention(Module):
         tile: side of a tile. scale: factor on q . k. bias: biases on the four maps.
 
     Raises:
-        ValueError: heads that do not divide dim, or kv_heads heads; a tile below 1.
+        ValueError: heads that do not divide dim, or kv_heads heads; sizes below 1; a scale of NaN.
     """
 
     card = CARD
@@ -195,11 +195,13 @@ class ScoreModAttention(Module):
         dtype: Any = "float32",
     ):
         kv_heads = heads if kv_heads is None else kv_heads
-        if dim % heads or kv_heads < 1 or heads % kv_heads or tile < 1:
+        if min(dim, heads, kv_heads, tile) < 1 or dim % heads or heads % kv_heads:
             raise ValueError(
                 f"dim={dim} must be a multiple of heads={heads}, those of kv_heads={kv_heads}; "
-                f"tile={tile} at least 1"
+                f"they and tile={tile} at least 1"
             )
+        if scale is not None and math.isnan(scale):
+            raise ValueError("scale must be a number, not NaN")
         rng = init.generator(seed)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
         self.score_mod = unchanged if score_mod is None else score_mod

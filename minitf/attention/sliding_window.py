@@ -282,6 +282,13 @@ def dilated_heads(case: Case) -> tuple[Tensor, Tensor]:
     return layer(x), layer(x, mask=np.ones((1, 1), dtype=bool))
 
 
+@identity("the map, zero outside the band, times the values is the output")
+def map_times_values(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case, left=2, right=1, causal=False, dilation=2, position="rope"), case.tokens()
+    v = ops.split_heads(layer.wv(x), case.h)
+    return layer.wo(ops.merge_heads(layer.weights(x) @ v)), layer(x)
+
+
 @identity("the ring, dilated for each head and rotary, equals the parallel form")
 def streaming(case: Case) -> tuple[Tensor, Tensor]:
     layer = build(case, left=2, dilation=tuple(range(1, case.h + 1)), position="rope")

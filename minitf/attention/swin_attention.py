@@ -1,12 +1,13 @@
 """Swin window attention: inside windows, and in every other block inside windows shifted by half.
 
-    X'     = roll(X, (-s, -s))                         s = 0: W-MSA;  s > 0: SW-MSA
-    T      = windows of X', w x w cells each           zeros fill the last row and column of windows
+    X'     = roll(fill(X), (-s, -s))                   s = 0: W-MSA;  s > 0: SW-MSA
+    T      = windows of X', w x w cells each
     A      = softmax(Q K^T / sqrt(d) + bias)           over the keys of the window that were neighbours in X
     Y      = roll(windows back(A V W_o), (s, s))
 
     X, Y  (B, R, C, D)     T  (B, M, w^2, D)     Q, K, V  (B M, H, w^2, d)     bias  (H, w^2, w^2)
 
+fill adds rows below and columns on the right until w divides both sides; they are cut off at the end.
 bias_ij is a learned number for each head and each offset between i and j. The roll moves the first s rows
 and columns behind the last ones; inside a window, cells that met only through the roll do not see each other.
 On a grid no larger than a window, w is the shorter side and s = 0.
@@ -14,7 +15,10 @@ On a grid no larger than a window, w is the shorter side and s = 0.
 Cost: 8 N D^2 + 4 N w^2 D operations, linear in N = R C.
 Source: Swin Transformer, Liu et al., arXiv:2103.14030, 2021, section 3.2, equation 4.
 Differs from the paper: what must not be seen is hidden by -inf; the published code adds -100, which leaks
-where scores differ by more. Cells that only fill a window are hidden too; there they can be seen.
+where scores differ by more. Cells that only fill a window are hidden too; there they can be seen. The grid
+is filled before it is rolled, as in the authors' code for detection: so shifted windows are those between
+the cuts 0, s, s + w, ... on every grid. timm fills after rolling, with labels made for the filled grid: where
+w does not divide a side, cells of opposite borders can then see each other.
 Numerics: those of softmax attention.
 """
 
@@ -120,7 +124,7 @@ class SwinAttention(Module):
             raise ShapeError(f"swin_attention: x must be (B, rows, columns, D), not {x.shape}")
         b, rows, columns, d = x.shape
         w, s = self.sizes(rows, columns)
-        # Fill up to whole windows, and roll: (B, R', C', D)
+        # fill(X): (B, R', C', D)
         x = ops.pad(x, ((0, 0), (0, -rows % w), (0, -columns % w), (0, 0)))
         grid = (x.shape[1], x.shape[2])
         # T: (B M, w^2, D)

@@ -248,16 +248,20 @@ def constant(layer: ACTHalting, prob: float) -> ACTHalting:
 def by_tokens(case: Case) -> tuple[Any, Any]:
     left, right = [], []
     for halted in ("copy", "evolve"):
-        layer, x = build(case, halted=halted), case.tokens()
+        layer, x = build(case, bias=-0.5, halted=halted), case.tokens()
+        # Probabilities far apart, so that some tokens halt well before others.
+        layer.halt.weight.data = 2.0 * case.rng().standard_normal((case.dim, 1))
         s, out = x.data.copy(), np.zeros_like(x.data)
         total, steps = np.zeros((case.b, case.t)), np.zeros((case.b, case.t))
         done = np.zeros((case.b, case.t), dtype=bool)
         for t in range(4):
+            if done.all():
+                break
             u = layer.block.encoded(Tensor(s), t, np.arange(case.t))
             after, old = layer.block.once(u).data, done.copy()
             for b, i in np.ndindex(done.shape):
                 if not old[b, i]:
-                    score = u.data[b, i] @ layer.halt.weight.data[:, 0]
+                    score = u.data[b, i] @ layer.halt.weight.data[:, 0] - 0.5
                     prob = 1.0 / (1.0 + math.exp(-score))
                     done[b, i] = total[b, i] + prob > 0.99
                     weight = 1.0 - total[b, i] if done[b, i] else prob
@@ -267,8 +271,10 @@ def by_tokens(case: Case) -> tuple[Any, Any]:
                 if not old[b, i] or halted == "evolve":
                     s[b, i] = after[b, i]
         found = layer.ponder(x)
-        left.append(np.concatenate([found.out.data, found.steps.data[..., None]], axis=-1))
-        right.append(np.concatenate([out, steps[..., None]], axis=-1))
+        left.append(
+            np.concatenate([found.out.data, found.states[-1].data, found.steps.data[..., None]], axis=-1)
+        )
+        right.append(np.concatenate([out, s, steps[..., None]], axis=-1))
     return np.stack(left), np.stack(right)
 
 

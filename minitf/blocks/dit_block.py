@@ -113,20 +113,34 @@ class TimestepEmbedding(Module):
     """Noise levels t (B,) and classes (B,) -> c (B, D): silu(waves(t) W_1 + b_1) W_2 + b_2 + E[class].
 
     waves(t) = [cos(t f), sin(t f)] with f_i = 10000^(-i / (W/2)), W = `width`. E has one row more than there
-    are classes, for "no class".
+    are classes, for "no class"; training needs it for `guided`: called with a generator in training mode, a
+    class becomes "no class" with probability `dropout`. Weights are normal with std 0.02, biases zero.
     """
 
-    def __init__(self, dim: int, classes: int, width: int = 256, seed: init.Seed = 0, dtype: Any = "float32"):
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        width: int = 256,
+        dropout: float = 0.1,
+        seed: init.Seed = 0,
+        dtype: Any = "float32",
+    ):
         rng = init.generator(seed)
-        self.w1 = Linear(width, dim, True, rng, dtype=dtype)
-        self.w2 = Linear(dim, dim, True, rng, dtype=dtype)
-        self.table = Linear(classes + 1, dim, False, values=init.normal(rng, (classes + 1, dim), dtype=dtype))
+        self.classes, self.dropout = classes, dropout
+        self.w1, self.w2, self.table = (
+            Linear(*sizes, bias, values=init.normal(rng, sizes, dtype=dtype), dtype=dtype)
+            for sizes, bias in (((width, dim), True), ((dim, dim), True), ((classes + 1, dim), False))
+        )
 
-    def forward(self, t: Any, classes: Any) -> Tensor:
+    def forward(self, t: Any, classes: Any, rng: np.random.Generator | None = None) -> Tensor:
+        classes = np.asarray(classes)
+        if self.training and rng is not None:
+            classes = np.where(rng.random(classes.shape) < self.dropout, self.classes, classes)
         half = self.w1.weight.shape[0] // 2
         angle = np.asarray(t, dtype=float)[:, None] * np.exp(-math.log(10000.0) * np.arange(half) / half)
         waves = Tensor(np.concatenate([np.cos(angle), np.sin(angle)], axis=-1).astype(self.w1.weight.dtype))
-        return self.w2(ops.silu(self.w1(waves))) + ops.embedding(np.asarray(classes), self.table.weight)
+        return self.w2(ops.silu(self.w1(waves))) + ops.embedding(classes, self.table.weight)
 
 
 def guided(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
@@ -149,8 +163,9 @@ def build(case: Case, moved: bool = True) -> DiTBlock:
     """A block; `moved` off its start, so that the condition acts."""
     block = DiTBlock(case.dim, heads=case.h, seed=case.seed, dtype="float64")
     if moved:
+        rng = case.rng()
         for p in block.wc.parameters():
-            p.data = case.rng().standard_normal(p.shape)
+            p.data = rng.standard_normal(p.shape)
     return block
 
 
@@ -159,6 +174,29 @@ def starts_silent(case: Case) -> tuple[Tensor, Any]:
     x, c = DiTBlock.example_inputs(case)
     read = DiTOutput(case.dim, case.dim, "float64")
     return ops.stack([build(case, moved=False)(x, c), read(x, c)]), np.stack([x.data, np.zeros(x.shape)])
+
+
+@identity("the equations, with the parts of the condition cut one by one: shift, scale, gate, twice")
+def equations(case: Case) -> tuple[Tensor, Tensor]:
+    block, (x, c) = build(case), DiTBlock.example_inputs(case)
+    read, rng = DiTOutput(case.dim, case.dim, "float64"), case.rng()
+    for p in read.parameters():
+        p.data = rng.standard_normal(p.shape)
+
+    def parts(wc: Linear) -> list[Tensor]:
+        m = (c / (1.0 + ops.exp(-c))) @ wc.weight + wc.bias
+        return [m[:, None, i : i + case.dim] for i in range(0, m.shape[1], case.dim)]
+
+    def norm(v: Tensor) -> Tensor:
+        v = v - v.mean(axis=-1, keepdims=True)
+        return v / ops.sqrt((v * v).mean(axis=-1, keepdims=True) + 1e-6)
+
+    b1, a1, g1, b2, a2, g2 = parts(block.wc)
+    h = x + g1 * block.mixer(norm(x) * (1.0 + a1) + b1)
+    y = h + g2 * block.ffn(norm(h) * (1.0 + a2) + b2)
+    b, a = parts(read.wc)
+    z = (norm(y) * (1.0 + a) + b) @ read.wo.weight + read.wo.bias
+    return ops.stack([block(x, c), read(block(x, c), c)]), ops.stack([y, z])
 
 
 @identity("without shift and scale, and with gates of 1, the plain pre-norm block")

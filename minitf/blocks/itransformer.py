@@ -3,7 +3,7 @@
     x  <-  (x - mu) / sd                           mu, sd of each variable over time; mu is a constant
     t  =  [x; covariates]^T W_e + b_e              one token for each variable and covariate
     h  =  LN1(t + MHA(t))                          every layer: post-norm
-    t  =  LN2(h + FFN(h))
+    t  =  LN2(h + FFN(h))                          FFN: D -> F -> D
     y  =  sd * (LN(t) W_p + b_p)^T + mu            of the variables alone
 
     x  (B, L, V)   past      covariates  (B, L, M) or none      t  (B, V + M, D)      y  (B, S, V)   forecast
@@ -28,7 +28,8 @@ from minitf import ops
 from minitf.attention.softmax import SoftmaxAttention
 from minitf.engine import ShapeError, Tensor, stop_gradient
 from minitf.ffn.gelu_ffn import GELUFFN
-from minitf.nn import Card, Case, LayerNorm, Linear, Module, Paper, identity, init, positive
+from minitf.ffn.relu_ffn import ReLUFFN
+from minitf.nn import Card, Case, LayerNorm, Linear, Module, Paper, identity, init, not_negative, positive
 
 from .post_norm import PostNorm
 
@@ -58,6 +59,9 @@ CARD = Card(
 )
 
 
+FEED_FORWARD: dict[str, Any] = {"gelu": GELUFFN, "relu": ReLUFFN}
+
+
 class ITransformer(Module):
     """Past (B, L, V) -> forecast (B, S, V).
 
@@ -65,9 +69,10 @@ class ITransformer(Module):
 
     Args:
         dim: D. heads: H. past: L. horizon: S. depth: layers. use_norm: subtract mu and divide by sd.
+        hidden: F, default 4 D. act: "gelu" or "relu".
 
     Raises:
-        ValueError: past, horizon or depth below 1, or heads that do not divide dim.
+        ValueError: past or horizon below 1, depth below 0, heads that do not divide dim, another act.
         ShapeError: when called with a past that is not (B, L, V).
     """
 
@@ -82,10 +87,15 @@ class ITransformer(Module):
         horizon: int = 24,
         depth: int = 2,
         use_norm: bool = True,
+        hidden: int | None = None,
+        act: str = "gelu",
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
-        positive(dim=dim, heads=heads, past=past, horizon=horizon, depth=depth)
+        positive(dim=dim, heads=heads, past=past, horizon=horizon)
+        not_negative(depth=depth)
+        if act not in FEED_FORWARD:
+            raise ValueError(f"act must be one of: {', '.join(FEED_FORWARD)}, not {act!r}")
         rng = init.generator(seed)
         self.past, self.use_norm = past, use_norm
         self.embed = Linear(past, dim, True, rng, dtype=dtype)
@@ -93,7 +103,7 @@ class ITransformer(Module):
             PostNorm(
                 dim,
                 mixer=SoftmaxAttention(dim, heads=heads, causal=False, bias=True, seed=rng, dtype=dtype),
-                ffn=GELUFFN(dim, seed=rng, dtype=dtype),
+                ffn=FEED_FORWARD[act](dim, hidden=hidden, seed=rng, dtype=dtype),
                 seed=rng,
                 dtype=dtype,
             )
@@ -144,11 +154,20 @@ def shift(case: Case) -> tuple[Tensor, Tensor]:
     return model(x + by), model(x) + by
 
 
-@identity("a variable scaled by s > 0 has its forecast scaled, up to the 1e-5 in sd", tolerance=1e-3)
+@identity("a variable scaled by s > 0 has its forecast scaled; x is large, so that the 1e-5 in sd is nothing")
 def scale(case: Case) -> tuple[Tensor, Tensor]:
-    model, (x,) = build(case), ITransformer.example_inputs(case)
+    model, x = build(case), 1e5 * ITransformer.example_inputs(case)[0]
     by = case.rng().uniform(0.5, 2.0, case.t)
-    return model(x * by), model(x) * by
+    return model(x * by) * 1e-5, model(x) * by * 1e-5
+
+
+@identity("normalising is the plain model on (x - mu) / sd, with sd that of L, not L - 1, and back")
+def normalised(case: Case) -> tuple[Tensor, Tensor]:
+    model, plain, (x,) = build(case), build(case, use_norm=False), ITransformer.example_inputs(case)
+    x = 0.1 * x + 2.0
+    mu = x.data.sum(axis=1, keepdims=True) / 96.0
+    sd = np.sqrt(((x.data - mu) ** 2).sum(axis=1, keepdims=True) / 96.0 + 1e-5)
+    return model(x), plain((x - mu) / sd) * sd + mu
 
 
 @identity("without the output map of attention every variable is forecast from itself alone")
@@ -162,12 +181,17 @@ def independent(case: Case) -> tuple[Tensor, Tensor]:
 
 @identity("one variable: attention is an affine map, so the model is a network on the channel")
 def one_variable(case: Case) -> tuple[Tensor, Tensor]:
-    model, x = build(case, use_norm=False), ITransformer.example_inputs(case)[0][..., :1]
-    t = model.embed(x.mT)
-    for block in model.blocks:
-        t = block.norm1(t + block.mixer.wo(block.mixer.wv(t)))
-        t = block.norm2(t + block.ffn(t))
-    return model(x), model.project(model.norm(t)).mT
+    left, right = [], []
+    for act, f in (("gelu", ops.gelu), ("relu", ops.relu)):
+        model = build(case, use_norm=False, act=act, hidden=3)
+        x = ITransformer.example_inputs(case)[0][..., :1]
+        t = model.embed(x.mT)
+        for block in model.blocks:
+            t = block.norm1(t + block.mixer.wo(block.mixer.wv(t)))
+            t = block.norm2(t + block.ffn.w2(f(block.ffn.w1(t))))
+        left.append(model(x))
+        right.append(model.project(model.norm(t)).mT)
+    return ops.stack(left), ops.stack(right)
 
 
 @identity("without layers and norms, the linear forecast x^T W_e W_p")

@@ -85,9 +85,9 @@ class Mamba(Module):
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
-        positive(dim=dim, states=states, chunk=chunk)
-        if expand < 1 or (rank is not None and rank < 1):
-            raise ValueError(f"expand={expand} and rank={rank} must be at least 1")
+        positive(dim=dim, chunk=chunk)
+        if min(expand, states) < 1 or (rank is not None and rank < 1):
+            raise ValueError(f"expand={expand}, states={states} and rank={rank} must be at least 1")
         rng = init.generator(seed)
         inner, self.rank, self.states = expand * dim, -(-dim // 16) if rank is None else rank, states
         self.win = Linear(dim, 2 * inner, False, rng, dtype=dtype)
@@ -210,6 +210,31 @@ def no_scan(case: Case) -> tuple[Tensor, Tensor]:
     return block(x), x + block.mixer.wo(u * z)
 
 
+@identity(
+    "delta, B and C that do not change: a gated convolution with the kernel dt C e^{l dt A} B, plus D u"
+)
+def time_invariant(case: Case) -> tuple[Tensor, Any]:
+    layer, x, e = build(case, states=3).mixer, case.tokens(), 2 * case.dim
+    last_tap(layer)
+    # The last channel of the input is 1, channel 0 of u reads it alone, and W_x reads channel 0 alone.
+    h = ops.concat([x[..., :-1], x[..., -1:] * 0.0 + 1.0], axis=-1)
+    layer.win.weight.data[:, 0] = 0.0
+    layer.win.weight.data[-1, 0] = 2.0
+    layer.wx.weight.data[1:] = 0.0
+    uz = layer.win(h).data
+    uz = uz / (1.0 + np.exp(-uz))
+    r, b, c = np.split(uz[0, 0, 0] * layer.wx.weight.data[0], [layer.rank, layer.rank + 3])
+    # dt (E), K (N, E)
+    dt = np.log1p(np.exp(r @ layer.wdt.weight.data + layer.scan.bias.data))
+    powers = np.exp(np.arange(case.t)[:, None, None] * dt[:, None] * -np.exp(layer.scan.a_log.data))
+    kernel, y = dt * (powers * b * c).sum(axis=-1), np.zeros((case.b, case.t, e))
+    for i in range(case.t):
+        for j in range(i + 1):
+            y[:, i] += kernel[i - j] * uz[:, j, :e]
+    y = (y + layer.scan.d.data * uz[..., :e]) * uz[..., e:]
+    return layer(h)[0], y @ layer.wo.weight.data
+
+
 @identity("W_out = 0: the block is the identity")
 def silent(case: Case) -> tuple[Tensor, Tensor]:
     block, x = build(case), case.tokens()
@@ -236,3 +261,16 @@ def open_gate(case: Case) -> tuple[Tensor, Tensor]:
     r, b, c = ops.split(layer.wx(u), [layer.rank, layer.states, layer.states], axis=-1)
     y = layer.scan(u, layer.wdt(r), b, c)[0]
     return layer(h)[0], 40.0 * layer.wo(y)
+
+
+@identity("hidden tokens could as well not be there: in front, or anywhere where no convolution looks back")
+def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x, rng, left, right = build(case), case.tokens(), case.rng(), [], []
+    longer = rng.standard_normal((case.b, case.t + 3, case.dim))
+    for visible in (np.arange(case.t + 3) >= 3, rng.permutation(case.t + 3) < case.t):
+        longer[:, visible] = x.data
+        left.append(layer(Tensor(longer), mask=visible[None, None, None])[:, visible])
+        right.append(layer(x))
+        # The last tap alone, for the second time.
+        last_tap(layer.mixer)
+    return ops.stack(left), ops.stack(right)

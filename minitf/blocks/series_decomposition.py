@@ -290,19 +290,26 @@ def mean_forecast(case: Case) -> tuple[Tensor, Tensor]:
     return head(x, trend, horizon), ops.repeat(mean, horizon, axis=1) + bias
 
 
-@identity(
-    "the decoder keeps what it takes from x: with taps that pass the middle step, x + branches = x' + trend"
-)
-def nothing_is_lost(case: Case) -> tuple[Tensor, Tensor]:
+@identity("the decoder starts from the last parts of the past; then from zeros, and from the mean")
+def start(case: Case) -> tuple[Tensor, Any]:
+    series = case.tokens()
+    label, mean = (case.t + 1) // 2, series.data.mean(axis=1, keepdims=True)
+    s, t = (part.data[:, case.t - label :] for part in decompose(series, 5))
+    expected = [np.concatenate([s, 0.0 * mean, 0.0 * mean], axis=1), np.concatenate([t, mean, mean], axis=1)]
+    return ops.stack(first_guess(series, label, 2, 5)), np.stack(expected)
+
+
+@identity("the decoder layer is its equations by hand; the taps act before, now and after, around the circle")
+def decoder_by_hand(case: Case) -> tuple[Tensor, Tensor]:
     decoder = SeriesDecoder(
         case.dim, case.dim, heads=case.h, seed=case.seed, kernel=3, dtype="float64"
     ).eval()
-    decoder.trend.data = np.zeros_like(decoder.trend.data)
-    decoder.trend.data[1] = np.eye(case.dim)
     x, context = case.tokens(), Tensor(case.rng().standard_normal((case.b, case.t + 2, case.dim)))
     a = x + decoder.mixer(x)
-    s = decompose(a, 3)[0]
-    c = decoder.cross(s, context=context)
-    s2 = decompose(s + c, 3)[0]
-    y, trend = decoder(x, context, 0.0 * x)
-    return y + trend, a + c + decoder.ffn(s2)
+    s1, t1 = decompose(a, 3)
+    b = s1 + decoder.cross(s1, context=context)
+    s2, t2 = decompose(b, 3)
+    s3, t3 = decompose(s2 + decoder.ffn(s2), 3)
+    taken, taps = t1 + t2 + t3, decoder.trend
+    around = [ops.roll(taken, 1, 1) @ taps[0], taken @ taps[1], ops.roll(taken, -1, 1) @ taps[2]]
+    return ops.stack(decoder(x, context, x)), ops.stack([s3, x + around[0] + around[1] + around[2]])

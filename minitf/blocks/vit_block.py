@@ -103,9 +103,9 @@ def scaled(gain: Tensor | None, branch: Tensor) -> Tensor:
 
 
 def build(case: Case, **options: Any) -> Any:
-    block = ViTBlock(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
+    block, rng = ViTBlock(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options), case.rng()
     for p in block.parameters():
-        p.data = p.data + 0.3 * case.rng().standard_normal(p.shape)
+        p.data = p.data + 0.3 * rng.standard_normal(p.shape)
     return block
 
 

@@ -65,17 +65,26 @@ def find(
     """The entries that fit, sorted by name. What is left out does not matter.
 
     Args:
-        pattern: of the shell, for the name, an alias or the title, in any case: "*norm*".
+        pattern: for the name, an alias or the title, in any case: "norm" anywhere in it, or one of the shell,
+            "*_norm".
         kind, family, grid: as on the card: "ffn", "gated", "2d".
         causal, streams: whether the variant can.
         parity: whether its values were compared with an independent implementation.
+
+    Raises:
+        ValueError: a kind, family or grid that no card has; the message lists those there are.
     """
     wanted = {"kind": kind, "family": family, "causal": causal, "streams": streams, "grid": grid}
+    for key in ("kind", "family", "grid"):
+        known = sorted({card[key] for card in index().values()})
+        if wanted[key] is not None and wanted[key] not in known:
+            raise ValueError(f"{key}={wanted[key]!r} is none of: {', '.join(known)}")
+    pattern = pattern.lower() if set(pattern) & set("*?[") else f"*{pattern.lower()}*"
     found = []
     for name, card in index().items():
         texts = (name, *card["aliases"], card["title"].lower())
         if (
-            any(fnmatch.fnmatchcase(text, pattern.lower()) for text in texts)
+            any(fnmatch.fnmatchcase(text, pattern) for text in texts)
             and all(value is None or card[key] == value for key, value in wanted.items())
             and parity in (None, bool(card.get("parity")))
         ):

@@ -20,6 +20,7 @@ from minitf.testing import (
     Report,
     Reports,
     Result,
+    UsageError,
     check_variant,
     from_file,
     known,
@@ -109,7 +110,14 @@ def command(
 def report_of(name: str, options: dict[str, Any]) -> Report:
     """The report on a name of the catalogue, or on FILE.py:NAME."""
     path, colon, inner = name.rpartition(":")
-    report = check_variant(from_file(path, inner) if colon else name, **options)
+    if name.endswith(".py"):
+        raise UsageError(f"{name} is a file: say which of its classes or functions to check, as {name}:NAME")
+    variant = from_file(path, inner) if colon else name
+    try:
+        report = check_variant(variant, **options)
+    except UsageError as error:
+        # Said to callers in Python; here it is an option.
+        raise UsageError(str(error).replace("say kind=, ", "say --kind with ")) from error
     report.name = name
     return report
 
@@ -129,11 +137,21 @@ def one(name: str, options: dict[str, Any], as_json: bool) -> bool:
         click.echo(report.to_json())
         return not report.failed
     print_table(("check", "status", "seconds", "reason"), report.rows())
-    for result in report.failed:
-        say(f"\n# {result.check}: {result.reason}", fg="red")
-        say(result.snippet)
+    show_failures(report)
     say(f"\n{report.summary()}", bold=True)
     return not report.failed
+
+
+def show_failures(report: Report, name: str = "") -> None:
+    """Each reason once with what reproduces it: a layer that cannot even run fails every check alike."""
+    alike: dict[tuple[str, str], list[Result]] = {}
+    for result in report.failed:
+        alike.setdefault((result.reason, result.backend), []).append(result)
+    for first, *others in alike.values():
+        say(f"\n# {name}{first.check}: {first.reason}", fg="red")
+        if others:
+            say(f"# the same in {', '.join(result.check for result in others)}", fg="red")
+        say(first.snippet)
 
 
 def many(names: tuple[str, ...], options: dict[str, Any], jobs: int, as_json: bool) -> bool:
@@ -153,13 +171,10 @@ def many(names: tuple[str, ...], options: dict[str, Any], jobs: int, as_json: bo
     if as_json:
         click.echo(reports.to_json())
         return not reports.failed
-    print_table(reports.headings(), reports.rows())
-    for line in ("", *reports.legend(), "", *reports.reasons()):
+    for line in (*reports.lines(), "", *reports.legend(), "", *reports.reasons()):
         say(line)
     for report in reports.failed:
-        for result in report.failed:
-            say(f"\n# {report.name} {result.check}: {result.reason}", fg="red")
-            say(result.snippet)
+        show_failures(report, f"{report.name} ")
     say(f"\n{reports.summary()}", bold=True)
     return not reports.failed
 

@@ -124,4 +124,4 @@ def print_fitting(cells: Sequence[Sequence[str]], width: int) -> None:
         else:
             click.echo(f"{click.style(name, fg='cyan')}{rest}  {title}")
     more = "" if len(columns) == len(COLUMNS) else "; a wider terminal shows more columns"
-    click.secho(f"\n{len(cells)} variants{more}", dim=True)
+    click.secho(f"\n{len(cells)} variant{'' if len(cells) == 1 else 's'}{more}", dim=True)

@@ -51,6 +51,8 @@ def command(
     tokens see. Channel mixers and norms: the Jacobian of one token. All of these: floating-point
     operations and peak memory of a forward pass against N, counted, not timed.
     Position schemes: their bias, rotation or table, and how it falls with distance.
+    Windows and blocks that would reach over the whole picture are made smaller, and the headline says so;
+    --option sets them.
 
     \b
     Examples:

@@ -176,6 +176,7 @@ def settings_of(
     model, training = tasks.defaults(task)
     model |= {name: value for name, value in numbers.items() if name in MODEL_OPTIONS}
     training |= {name: value for name, value in numbers.items() if name in TRAINING_OPTIONS}
+    check_whole_layer(model["block"], numbers)
     if "position" not in numbers:
         model["position"] = fitting_position(model["attention"], model["block"], model["position"])
     return Settings(
@@ -187,6 +188,23 @@ def settings_of(
         model=model,
         training=training,
     )
+
+
+def check_whole_layer(block: str, numbers: dict[str, Any]) -> None:
+    """Refuse parts that were asked for and would play no part.
+
+    Raises:
+        UsageError: the block is a whole layer by itself. UnknownVariantError: no such block.
+    """
+    from minitf.models.backbone import accepts
+    from minitf.models.config import PARTS
+    from minitf.registry import resolve
+
+    resolve(block, PARTS["block"])
+    ignored = [name for name in ("attention", "ffn", "kv_heads") if name in numbers]
+    if ignored and not (accepts(block, "mixer") or accepts(block, "ffn")):
+        flags = " and ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        raise click.UsageError(f"--block {block} is a whole layer by itself: leave out {flags}")
 
 
 def changed(saved: Any, asked: dict[str, Any], numbers: dict[str, Any]) -> Any:

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from minitf import use
 from minitf.decode import generate
+from minitf.engine import ShapeError
 from minitf.machine import usable_cores
 from minitf.models import (
     Config,
@@ -109,7 +110,12 @@ class Run:
         MAKERS.get(settings.task, make_text)(self)
         self.config = self.model.config
         # Parts that do not fit each other show here, before there is a folder.
-        evaluate(self.model, [self.data.batch(np.random.default_rng(0), 1)])
+        try:
+            evaluate(self.model, [self.data.batch(np.random.default_rng(0), 1)])
+        except ShapeError as error:
+            raise ValueError(
+                f"a part of the model does not fit these data: {error}; choose another"
+            ) from error
 
     def fit(
         self, out: Path, resume: bool, overwrite: bool, on_event: Callable[[dict[str, Any]], None]

@@ -151,6 +151,20 @@ def decomposed(case: Case) -> tuple[Any, Any]:
     return np.stack([product(x, w), product(x[:, order], w[order])]), np.stack([expected, expected])
 
 
+@identity("the layer, for tokens of any batch, is the product and the bias, with both kinds of outliers")
+def layer_is_product(case: Case) -> tuple[Any, Any]:
+    x, w = arrays(case)
+    base = Linear(case.dim, case.dim + 1, True, values=w, dtype="float64")
+    b = case.rng().standard_normal(case.dim + 1)
+    base.load_state_dict({"weight": w, "bias": b})
+    left, right = [], []
+    for outliers in ("float", "int8"):
+        layer = LLMInt8(base=base, tau=1.0, outliers=outliers)
+        left.append(layer(Tensor(x.reshape(case.b, case.t, -1))).data.reshape(len(x), -1))
+        right.append(product(x, w, 1.0, outliers) + b)
+    return np.stack(left), np.stack(right)
+
+
 @identity("scaling x and tau scales y; outputs in any order come in that order")
 def scaled(case: Case) -> tuple[Any, Any]:
     x, w = arrays(case)

@@ -224,6 +224,27 @@ def frequencies(passes: int = 20000) -> tuple[Any, Any]:
     return np.bincount(first, minlength=5) / passes, p
 
 
+@functools.cache
+def lengths(passes: int = 20000, g: int = 3) -> tuple[float, float]:
+    """Tokens per pass, on average over so many passes of g drafts, and what beta says."""
+    rng = np.random.default_rng(2)
+    p, q = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5))
+    drafts = rng.choice(5, (passes, g), p=q)
+    found = [len(verify(np.stack([p] * (g + 1)), np.stack([q] * g), x, rng)) for x in drafts]
+    beta = np.minimum(p, q).sum()
+    return float(np.mean(found)), float((1.0 - beta ** (g + 1)) / (1.0 - beta))
+
+
+@identity(
+    "20,000 passes of three drafts: (1 - beta^4) / (1 - beta) tokens each, of at most 4, within 6 errors",
+    tolerance=0.016,
+)
+def tokens_per_pass(case: Case) -> tuple[Any, Any]:
+    # Shares of 4 from 1/4 to 1 deviate by at most 3/8, their mean by 3/8 / sqrt(20000) = 0.0027.
+    found, expected = lengths()
+    return np.array(found / 4.0), np.array(expected / 4.0)
+
+
 @identity("20,000 passes of one draft give p within 5 standard errors of a share", tolerance=0.018)
 def sampled(case: Case) -> tuple[Any, Any]:
     # A share has a standard error of at most sqrt(1/4 / 20000) = 0.0035. Sizes are fixed: once will do.

@@ -196,6 +196,17 @@ def frozen(case: Case) -> tuple[Any, Any]:
     return np.concatenate(left), np.concatenate(right)
 
 
+@identity("thaw: at a share u of the steps depth k trains where u >= 1 - 2^-k")
+def schedule(case: Case) -> tuple[Any, Any]:
+    layer, left, right = build(case), [], []
+    for step in range(0, 65, 4):
+        layer.thaw(step, 64)
+        left.append(layer.thawed)
+        # Of 64 steps depths 1 to 5 wait for 32, 48, 56, 60 and 62.
+        right.append(sum(step >= start for start in (32, 48, 56, 60, 62)))
+    return np.array(left), np.array(right)
+
+
 @identity("D = 1: the forms 'full' and 'diag' coincide")
 def one_feature(case: Case) -> tuple[Tensor, Tensor]:
     x = Tensor(case.rng().standard_normal((case.t, 1)))

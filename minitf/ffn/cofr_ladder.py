@@ -165,6 +165,15 @@ def odd(case: Case) -> tuple[Any, Any]:
     return np.stack(left), np.stack([1.0 / one.data[:, 0], -cofr_ladder(a).data])
 
 
+@identity("|f| is at most |K_{d-1}| / eps everywhere: 1 where it is")
+def bounded(case: Case) -> tuple[Any, Any]:
+    within = []
+    for d in (1, 2, 5):
+        a = Tensor(0.3 * case.rng().standard_normal((case.t, d)))
+        within.append(np.abs(cofr_ladder(a).data) <= np.abs(continuants(a)[d - 1].data) / 0.01 + 1e-9)
+    return np.array(within) * 1.0, np.ones((3, case.t))
+
+
 @identity("all a = 1: ratios of Fibonacci numbers, Fib(d) / Fib(d + 1)")
 def fibonacci(case: Case) -> tuple[Any, Any]:
     ratios, low, high = [], 1, 1

@@ -163,9 +163,11 @@ def not_causal(case: Case) -> tuple[Any, Any]:
     return np.array([float(np.any(before != 0.0)), *after]), np.array([1.0, 0.0, 0.0])
 
 
-@identity("tokens that are not valid add nothing, and the others are chosen as far as there are enough")
+@identity("tokens that are not valid give 0, and where enough are valid each expert takes C of those")
 def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
-    layer, x = build(case, capacity=2.0), case.tokens()
-    valid = np.broadcast_to(np.arange(case.t) < max(1, -(-case.t // 2)), (case.b, case.t))
-    other = ops.where(valid[..., None], x, 7.0)
-    return layer(x, valid), layer(other, valid)
+    layer, x, count = build(case, capacity=2.0), case.tokens(), -(-case.t // 2)
+    valid = np.broadcast_to(np.arange(case.t) < count, (case.b, case.t))
+    # The same C for a group of the valid tokens alone: round(4 C / count * count / 4).
+    layer_alone = build(case, capacity=4.0 * max(1, round(2.0 * case.t / 4.0)) / count)
+    alone = layer_alone(x[:, :count])
+    return layer(x, valid), ops.concat([alone, 0.0 * x[:, count:]], axis=1)

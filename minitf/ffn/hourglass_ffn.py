@@ -10,10 +10,12 @@
 F = round(r D) is smaller than D: r = 0.4 to 0.6, K = 2 to 4. The residuals and norms belong to the layer: it
 replaces the whole of x + FFN(norm(x)), so put it into a block that adds nothing of its own.
 Cost: 6 N K D F operations; 3 K D F + K D parameters, as many as a plain network of width 4 D if K r = 8/3.
-Source: Revisiting the Shape Convention of Transformer Language Models, arXiv:2602.06471, 2026.
+Source: Revisiting the Shape Convention of Transformer Language Models, arXiv:2602.06471, 2026; the idea is
+that of arXiv:2510.01796, 2025.
 Differs from the paper: written from summaries and a public re-implementation. UNSURE: whether each small
 network has a norm of its own. We give each one (norm="each"); norm="first" normalises only what enters the
 first, norm="none" nothing. The re-implementation also takes LayerNorm.
+Numerics: the norms add 1e-6 to the mean square.
 """
 
 from __future__ import annotations

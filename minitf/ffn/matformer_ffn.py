@@ -99,9 +99,7 @@ class MatFormerFFN(Module):
         Raises:
             ValueError: a width outside 1..F.
         """
-        m = self.width if width is None else width
-        if not 1 <= m <= self.w2.weight.shape[0]:
-            raise ValueError(f"width={m} must be from 1 to {self.w2.weight.shape[0]}")
+        m = self.within(self.width if width is None else width)
         # act(x W1[:, :m] + b1[:m]): (..., m)
         if self.wg is None:
             h = self.act(first(x, self.w1, m))
@@ -110,9 +108,18 @@ class MatFormerFFN(Module):
         y = h @ self.w2.weight[:m]
         return y if self.w2.bias is None else y + self.w2.bias
 
+    def within(self, m: int) -> int:
+        if not 1 <= m <= self.w2.weight.shape[0]:
+            raise ValueError(f"width={m} must be from 1 to {self.w2.weight.shape[0]}")
+        return m
+
     def extract(self, width: int) -> MatFormerFFN:
-        """A network of its own with copies of the first `width` neurons."""
-        dim, dtype = self.w1.weight.shape[0], self.w1.weight.dtype
+        """A network of its own with copies of the first `width` neurons.
+
+        Raises:
+            ValueError: a width outside 1..F.
+        """
+        dim, dtype, width = self.w1.weight.shape[0], self.w1.weight.dtype, self.within(width)
         small = MatFormerFFN(
             dim, hidden=width, gated=self.wg is not None, bias=self.w1.bias is not None, dtype=dtype
         )

@@ -158,6 +158,17 @@ def one_hot(case: Case) -> tuple[Tensor, Tensor]:
     return layer(x), ops.einsum("btkc,kco->bto", chosen, layer.tables) + layer.bias
 
 
+@identity("with a matrix in front, the layer of what the matrix gives")
+def projected(case: Case) -> tuple[Tensor, Tensor]:
+    # Chunks of 3, as many as D needs: the last one may go beyond D.
+    layer = build(case, bits=3, project=True)
+    w: Any = layer.project
+    plain = MemoryLayer(w.weight.shape[1], out=case.dim, bits=layer.bits, dtype="float64")
+    plain.load_state_dict({"tables": layer.tables.data, "bias": layer.bias.data})
+    x = case.tokens()
+    return layer(x), plain(x @ w.weight)
+
+
 @identity("c x has the codes of x, for c > 0")
 def scaled(case: Case) -> tuple[Any, Any]:
     z = case.tokens().reshape((case.b, case.t, case.dim // 2, 2))

@@ -32,7 +32,7 @@ import numpy as np
 
 from minitf import ops
 from minitf.engine import Array, Tensor
-from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive
+from minitf.nn import BatchNorm, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
     name="pkm",
@@ -109,7 +109,7 @@ class PKM(Module):
             raise ValueError(f"key_dim={dk} must be even: it is cut in two halves")
         rng, out = init.generator(seed), dim if out is None else out
         self.wq = Linear(dim, heads * dk, True, rng, dtype=dtype)
-        self.norm = BatchNorm(heads * dk, dtype) if batchnorm else None
+        self.norm = BatchNorm(heads * dk, dtype=dtype) if batchnorm else None
         self.keys = Parameter(init.uniform(rng, (heads, 2, n, dk // 2), 1.0 / math.sqrt(dk // 2), dtype))
         self.values = Parameter(init.normal(rng, (n * n, out), 1.0 / math.sqrt(out), dtype))
 
@@ -132,29 +132,6 @@ class PKM(Module):
         return ops.softmax(best), slots
 
 
-class BatchNorm(Module):
-    """(..., C) -> (..., C), normalised over all leading axes.
-
-    In training mode by the batch, whose mean and unbiased variance move the running ones by a tenth; in eval
-    mode by the running ones. Parameters: weight, bias (C,). Buffers: mean, var (C,).
-    """
-
-    def __init__(self, width: int, dtype: Any):
-        self.weight, self.bias = Parameter(np.ones(width, dtype)), Parameter(np.zeros(width, dtype))
-        self.mean, self.var = Buffer(np.zeros(width, dtype)), Buffer(np.ones(width, dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean: Tensor = self.mean
-        var: Tensor = self.var
-        if self.training:
-            axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
-            mean, var = x.mean(axis=axes), ops.var(x, axis=axes)
-            unbiased = var.data * (count / max(count - 1, 1))
-            self.mean.data = (0.9 * self.mean.data + 0.1 * mean.data).astype(x.dtype)
-            self.var.data = (0.9 * self.var.data + 0.1 * unbiased).astype(x.dtype)
-        return (x - mean) / ops.sqrt(var + 1e-5) * self.weight + self.bias
-
-
 def build(case: Case, **options: Any) -> PKM:
     options = {"keys": 5, "k": 3, "key_dim": 4, **options}
     return PKM(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
@@ -167,9 +144,9 @@ def all_keys(layer: PKM) -> Tensor:
     return ops.concat([layer.keys[:, 0][:, i], layer.keys[:, 1][:, j]], axis=-1)
 
 
-def brute_force(layer: PKM, x: Tensor) -> Tensor:
-    """y by scoring all n^2 keys, head by head."""
-    q = layer.wq(x).reshape((*x.shape[:-1], layer.heads, -1))
+def brute_force(layer: PKM, q: Tensor) -> Tensor:
+    """y by scoring all n^2 keys with the queries q (..., H dk), head by head."""
+    q = q.reshape((*q.shape[:-1], layer.heads, -1))
     y: Any = 0.0
     for h in range(layer.heads):
         best, slots = ops.topk(q[..., h, :] @ all_keys(layer)[h].mT, layer.k)
@@ -183,7 +160,7 @@ def exact(case: Case) -> tuple[Tensor, Tensor]:
     for k in (1, 3, 5):
         layer = build(case, k=k)
         left.append(layer(x))
-        right.append(brute_force(layer, x))
+        right.append(brute_force(layer, layer.wq(x)))
     return ops.stack(left), ops.stack(right)
 
 
@@ -211,7 +188,7 @@ def whole_memory(case: Case) -> tuple[Tensor, Tensor]:
     layer.k = 9
     q = layer.wq(x).reshape((case.b, case.t, case.h, 4)).permute_dims((0, 2, 1, 3))
     o = ops.softmax(q @ all_keys(layer).mT) @ layer.values
-    return brute_force(layer, x), o.sum(axis=1)
+    return brute_force(layer, layer.wq(x)), o.sum(axis=1)
 
 
 @identity("at most H k rows of V get a gradient from one token, and those are the ones it read")
@@ -224,12 +201,11 @@ def sparse_gradient(case: Case) -> tuple[Any, Any]:
     return touched.astype(float), read
 
 
-@identity("with batch norm, training mode normalises queries over all tokens: mean bias, variance weight^2")
-def normalised_queries(case: Case) -> tuple[Any, Any]:
-    norm, rng = BatchNorm(case.dim, "float64"), case.rng()
-    x = 3.0 + rng.standard_normal((case.b, case.t + 1, case.dim))
-    norm.weight.data, norm.bias.data = rng.standard_normal(case.dim), rng.standard_normal(case.dim)
-    flat = norm(Tensor(x)).data.reshape(-1, case.dim)
-    shrunk = x.reshape(-1, case.dim).var(axis=0)
-    expected = norm.weight.data**2 * shrunk / (shrunk + 1e-5)
-    return np.stack([flat.mean(axis=0), flat.var(axis=0)]), np.stack([norm.bias.data, expected])
+@identity("with batch norm, training mode: queries less their mean over all tokens, by their deviation")
+def normalised_queries(case: Case) -> tuple[Tensor, Tensor]:
+    layer: Any = build(case, batchnorm=True)
+    x, rng = case.tokens(), case.rng()
+    layer.norm.weight.data, layer.norm.bias.data = rng.standard_normal((2, *layer.norm.bias.shape))
+    q = layer.wq(x).data
+    q = (q - q.mean(axis=(0, 1))) / np.sqrt(q.var(axis=(0, 1)) + 1e-5)
+    return layer(x), brute_force(layer, Tensor(q * layer.norm.weight.data + layer.norm.bias.data))

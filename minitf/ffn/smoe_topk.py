@@ -173,6 +173,19 @@ def renormalised(case: Case) -> tuple[Tensor, Tensor]:
     return build(case).route(x)[1], gates / gates.sum(axis=-1, keepdims=True)
 
 
+@identity(
+    "the auxiliary loss: balance * E sum_e f_e P_e, f the share of tokens that chose e, P its mean softmax"
+)
+def balance(case: Case) -> tuple[Tensor, Any]:
+    layer, x, k = build(case, balance=0.3), case.tokens(), 2
+    scores = x.data.reshape(-1, case.dim) @ layer.router.weight.data
+    chosen, p = np.zeros(4), np.zeros(4)
+    for row in scores:
+        chosen[np.argsort(-row, kind="stable")[:k]] += 1.0 / len(scores)
+        p += np.exp(row) / np.exp(row).sum() / len(scores)
+    return layer.auxiliary_loss(x), np.array(0.3 * 4.0 * chosen @ p)
+
+
 @identity("experts in another order, with the columns of W_r, give the same output")
 def relabelled(case: Case) -> tuple[Tensor, Tensor]:
     layer, x = build(case), case.tokens()

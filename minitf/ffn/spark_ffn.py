@@ -6,6 +6,8 @@
 
     x, y  (..., D)        p, h  (..., F)        K1  (r, F)        K2  (D - r, F)        V  (F, D)
 
+    full, the gate of Gemma 3n: all of x in place of x[:r] and of x[r:], and K1, K2  (D, F)
+
 gelu(0) = 0: a unit whose p is 0 adds nothing, so only the columns of K2 and the rows of V with p > 0 are
 needed (`gathered`). The threshold comes before the activation, its statistics are those of one token over F,
 and the cut at r is one of features, after the block's norm.
@@ -15,8 +17,8 @@ many parameters then, and k = 8 % of F.
 Cost: 4 N D F operations as dense products, and 9 N F for the threshold; near 2 N r F + 2 N k (2 D - r) with
 the existing units alone. 2 D F parameters.
 Source: Spark Transformer: Reactivating Sparsity in FFN and Attention, arXiv:2506.06644, 2025.
-Differs from the paper: written from summaries whose formula and sizes agree. Gemma 3n has the same gate
-without the cut, K1 and K2 (D, F), with act="gelu_tanh".
+Differs from the paper: written from summaries whose formula and sizes agree. Gemma 3n takes full=True and
+act="gelu_tanh", with k = 5 % of F in its first ten layers and k = F, no threshold, in the others.
 Numerics: those of `statistical_topk`.
 """
 
@@ -54,10 +56,12 @@ class SparkFFN(Module):
 
     Args:
         dim: D, at least 2. hidden: F. split: r. k: units kept on average.
+        full: both matrices read all of x, and split must be left out.
         act: any activation with act(0) = 0, by name.
 
     Raises:
-        ValueError: split outside 1..D-1, k or hidden below 1, an unknown activation or one with act(0) not 0.
+        ValueError: split outside 1..D-1, or given with full; k or hidden below 1; an unknown activation, or
+            one with act(0) not 0.
     """
 
     card = CARD
@@ -68,6 +72,7 @@ class SparkFFN(Module):
         *,
         hidden: int | None = None,
         split: int | None = None,
+        full: bool = False,
         k: int | None = None,
         act: str = "gelu",
         seed: init.Seed = 0,
@@ -75,6 +80,8 @@ class SparkFFN(Module):
     ):
         positive(dim=dim, hidden=hidden)
         hidden = 3 * gated_width(dim) // 2 if hidden is None else hidden
+        if full and split is not None:
+            raise ValueError(f"full=True cuts nothing: leave split={split} out")
         split = dim // 2 if split is None else split
         self.k = max(1, round(0.08 * hidden)) if k is None else k
         if not 1 <= split < dim:
@@ -85,20 +92,21 @@ class SparkFFN(Module):
         if float(self.act(ops.zeros(()))) != 0.0:
             raise ValueError(f"act={act!r} is not 0 at 0: units that were dropped would act")
         rng = init.generator(seed)
-        self.split = split
-        self.k1 = Linear(split, hidden, False, rng, dtype=dtype)
-        self.k2 = Linear(dim - split, hidden, False, rng, dtype=dtype)
+        # The features that K1 reads, and those that K2 reads.
+        self.first, self.rest = slice(dim if full else split), slice(0 if full else split, dim)
+        self.k1 = Linear(dim if full else split, hidden, False, rng, dtype=dtype)
+        self.k2 = Linear(dim if full else dim - split, hidden, False, rng, dtype=dtype)
         self.v = Linear(hidden, dim, False, rng, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         # h = gelu(p) * (x[r:] K2): (..., F)
-        return self.v(self.act(self.gate(x)) * self.k2(x[..., self.split :]))
+        return self.v(self.act(self.gate(x)) * self.k2(x[..., self.rest]))
 
     def gate(self, x: Tensor) -> Tensor:
         """p (..., F): 0 for the units that do not exist for a token."""
         if x.shape[-1] != self.v.weight.shape[1]:
             raise ShapeError(f"spark_ffn: x {x.shape} must end in {self.v.weight.shape[1]}")
-        return statistical_topk(self.k1(x[..., : self.split]), self.k)
+        return statistical_topk(self.k1(x[..., self.first]), self.k)
 
     def gathered(self, x: Tensor) -> Tensor:
         """The same y (..., D), token by token, from the columns of K2 and rows of V that are needed."""
@@ -108,7 +116,7 @@ class SparkFFN(Module):
         for n in range(rows.shape[0]):
             # S = {j : p_j > 0}
             s = np.flatnonzero(p.data[n] > 0.0)
-            h = self.act(p[n, s]) * (rows[n, self.split :] @ self.k2.weight[:, s])
+            h = self.act(p[n, s]) * (rows[n, self.rest] @ self.k2.weight[:, s])
             found.append(h @ self.v.weight[s])
         return ops.stack(found).reshape(x.shape)
 
@@ -125,7 +133,7 @@ def build(case: Case, **options: Any) -> Any:
 def no_threshold(case: Case) -> tuple[Tensor, Tensor]:
     f, x = 5 * case.dim, case.tokens()
     layer, glu = build(case, hidden=f, k=f), GLUFFN(case.dim, hidden=f, act="gelu", dtype="float64")
-    r = layer.split
+    r = layer.k1.weight.shape[0]
     glu.wg.weight.data = np.pad(layer.k1.weight.data, [(0, case.dim - r), (0, 0)])
     glu.wu.weight.data = np.pad(layer.k2.weight.data, [(r, 0), (0, 0)])
     glu.wd.weight.data = layer.v.weight.data
@@ -140,13 +148,23 @@ def dense_is_gathered(case: Case) -> tuple[Tensor, Tensor]:
 
 @identity("k = F/2: the equations token by token, where the threshold is the mean; r = 1 and silu")
 def loops(case: Case) -> tuple[Tensor, Any]:
-    layer, x, rows = build(case, split=1, act="silu"), case.tokens(), []
-    layer.k = layer.v.weight.shape[0] // 2
+    layer, x, rows = build(case, split=1, act="silu", hidden=10, k=5), case.tokens(), []
     for token in x.data.reshape(-1, case.dim):
         s = token[:1] @ layer.k1.weight.data
         p = np.maximum(s - s.mean(), 0.0)
         rows.append((p / (1.0 + np.exp(-p)) * (token[1:] @ layer.k2.weight.data)) @ layer.v.weight.data)
     return layer(x), np.reshape(rows, x.shape)
+
+
+@identity("full: both matrices read all of x, which is the cut network for [x, x]")
+def uncut(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case, full=True, hidden=12, k=3), case.tokens()
+    twice = build(Case(case.b, case.t, case.h, 2 * case.d, case.seed), hidden=12, k=3)
+    for name in ("k1", "k2"):
+        getattr(twice, name).weight.data = getattr(layer, name).weight.data
+    twice.v.weight.data = np.concatenate([layer.v.weight.data, 0.0 * layer.v.weight.data], axis=1)
+    y = twice(ops.concat([x, x], axis=-1))[..., : case.dim]
+    return ops.stack([layer(x), layer.gathered(x)]), ops.stack([y, y])
 
 
 @identity("a constant added to all of x[:r] K1 does not change y")

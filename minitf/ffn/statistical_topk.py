@@ -180,10 +180,11 @@ def shift_and_scale(case: Case) -> tuple[Tensor, Tensor]:
     return ops.stack([statistical_topk(s + 9.0, k), statistical_topk(3.0 * s, k)]), ops.stack([y, 3.0 * y])
 
 
-@identity("k = d/2: the threshold is the mean")
+@identity("k = d/2, or a share of 0.5: the threshold is the mean")
 def half(case: Case) -> tuple[Tensor, Tensor]:
     s = case.tokens()
-    return statistical_topk(s, case.dim // 2), ops.maximum(s - s.mean(axis=-1, keepdims=True), 0.0)
+    y = ops.maximum(s - s.mean(axis=-1, keepdims=True), 0.0)
+    return ops.stack([statistical_topk(s, case.dim // 2), statistical_topk(s, 0.5)]), ops.stack([y, y])
 
 
 @identity("k at least the number of valid entries: s itself")
@@ -237,12 +238,39 @@ def constant_rows(case: Case) -> tuple[Any, Any]:
     return np.stack(left), np.zeros((3, 3, case.dim))
 
 
+@identity("where theta lies above all scores, the form for attention keeps the largest, and only those")
+def never_empty(case: Case) -> tuple[Any, Any]:
+    # One score far below: theta = mu + 1.15 sd for k = 1 of 8, and the others stand at mu + 0.38 sd.
+    s = np.where(np.arange(8) == case.seed % 8, -9.0, 0.0) + case.rng().standard_normal((3, 1))
+    return np.isfinite(statistical_topk(Tensor(s), 1, "-inf").data) * 1.0, (
+        s > s.min(axis=-1, keepdims=True)
+    ) * 1.0
+
+
+@identity("gradients flow through theta: d theta / d s_i = 1/d + Q (s_i - mu) / (d sd)")
+def slopes(case: Case) -> tuple[Tensor, Any]:
+    s, k = case.tokens(), max(1, case.dim // 3)
+    c = case.rng().standard_normal(s.shape)
+    mu, sd = (f(s.data, axis=-1, keepdims=True) for f in (np.mean, np.std))
+    q = NormalDist().inv_cdf(1.0 - k / case.dim)
+    weight = c * (s.data > mu + sd * q)
+    theta = (1.0 + q * (s.data - mu) / sd) / case.dim
+    found = gradient(lambda v: (statistical_topk(v, k) * c).sum())(s)
+    return found, weight - weight.sum(axis=-1, keepdims=True) * theta
+
+
 @identity("smooth: half of delta below the plain form from theta + delta on, its slope continuous")
 def smoothed(case: Case) -> tuple[Tensor, Any]:
     t, delta = Tensor(np.linspace(-1.0, 2.0, 31)), 0.5
     slope = gradient(lambda v: huber(v, delta).sum())(t)
-    expected = np.where(t.data < delta, np.maximum(t.data, 0.0) ** 2 / (2 * delta), t.data - delta / 2)
-    return ops.stack([huber(t, delta), slope]), np.stack([expected, np.clip(t.data / delta, 0.0, 1.0)])
+    s, k = case.tokens(), max(1, case.dim // 3)
+
+    def corner(v: Any) -> Any:
+        return np.where(v < delta, np.maximum(v, 0.0) ** 2 / (2 * delta), v - delta / 2)
+
+    left = [huber(t, delta), slope, statistical_topk(s, k, smooth=delta).reshape((-1,))]
+    right = [corner(t.data), np.clip(t.data / delta, 0.0, 1.0), corner(statistical_topk(s, k).data).ravel()]
+    return ops.concat(left), np.concatenate(right)
 
 
 @identity(

@@ -200,6 +200,22 @@ def by_rolling(case: Case) -> tuple[Tensor, Array]:
     return ops.stack(left), np.stack(right)
 
 
+@identity("the layer is its maps around the copies, floor(2 ln N) of them; biases of q and k change nothing")
+def layer_is_copies(case: Case) -> tuple[Tensor, Tensor]:
+    x, rng, left, right = case.tokens(), case.rng(), [], []
+    top = min(max(1, math.floor(2.0 * math.log(case.t))), case.t)
+    for mode in MODES:
+        layer = build(case, factor=2.0, mode=mode)
+        q, k = (ops.split_heads(x @ w.weight, case.h) for w in (layer.wq, layer.wk))
+        for w in (layer.wq, layer.wk, layer.wv, layer.wo):
+            assert w.bias is not None
+            w.bias.data = rng.standard_normal(case.dim)
+        v = ops.split_heads(layer.wv(x), case.h)
+        left.append(layer(x))
+        right.append(layer.wo(ops.merge_heads(mixed((q, k, v), top, mode))))
+    return ops.stack(left), ops.stack(right)
+
+
 @identity("q, k and v shifted around the circle shift the output as far")
 def shifted(case: Case) -> tuple[Tensor, Tensor]:
     heads, by = heads_of(case), 1 + case.seed % case.t

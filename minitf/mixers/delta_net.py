@@ -275,8 +275,24 @@ def layer_is_recurrence(case: Case) -> tuple[Tensor, Tensor]:
             conv.weight.data = np.stack([np.full(conv.weight.shape[1:], float(j == 3)) for j in range(4)])
         q, k, v = (ops.split_heads(ops.silu(w(x)), case.h) for w in (layer.wq, layer.wk, layer.wv))
         beta = ops.split_heads(ops.sigmoid(layer.wbeta(x)) * (1.0 + gate), case.h)
-        o = recurrent(l2norm(q) / math.sqrt(case.d), l2norm(k), v, beta)[0]
+        # sqrt(|a|^2 + 1e-6)
+        lengths = (np.hypot(np.linalg.norm(a.data, axis=-1, keepdims=True), 1e-3) for a in (q, k))
+        o = recurrent(q / next(lengths) / math.sqrt(case.d), k / next(lengths), v, beta)[0]
         o = ops.merge_heads(ops.rms_norm(o))
         left.append(layer(x))
         right.append(layer.wo(o if layer.wg is None else o * ops.silu(layer.wg(x))))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("hidden tokens could as well not be there: in front, or anywhere where no convolution looks back")
+def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x, rng, left, right = build(case), case.tokens(), case.rng(), [], []
+    longer = rng.standard_normal((case.b, case.t + 3, case.dim))
+    for visible in (np.arange(case.t + 3) >= 3, rng.permutation(case.t + 3) < case.t):
+        longer[:, visible] = x.data
+        left.append(layer(Tensor(longer), mask=visible[None, None, None])[:, visible])
+        right.append(layer(x))
+        # The last tap alone, for the second time.
+        for conv in (layer.conv_q, layer.conv_k, layer.conv_v):
+            conv.weight.data = np.stack([np.full(conv.weight.shape[1:], float(j == 3)) for j in range(4)])
     return ops.stack(left), ops.stack(right)

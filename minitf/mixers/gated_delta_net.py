@@ -274,16 +274,38 @@ def build(case: Case, **options: Any) -> GatedDeltaNet:
 
 @identity("the layer without its convolutions (last tap alone) is the recurrence between its maps")
 def layer_is_recurrence(case: Case) -> tuple[Tensor, Tensor]:
-    layer, x = build(case, negative=True), case.tokens()
-    for conv in (layer.conv_q, layer.conv_k, layer.conv_v):
-        conv.weight.data = np.stack([np.full(conv.weight.shape[1:], float(j == 3)) for j in range(4)])
-    q, k, v = (ops.split_heads(ops.silu(w(x)), case.h) for w in (layer.wq, layer.wk, layer.wv))
-    beta, g = layer.gates(x)
-    o = recurrent(l2norm(q) / math.sqrt(layer.dk), l2norm(k), v, beta, g)[0]
-    return layer(x), layer.wo(ops.merge_heads(ops.rms_norm(o)) * ops.silu(layer.wg(x)))
+    x, left, right = case.tokens(), [], []
+    for negative in (False, True):
+        layer = build(case, negative=negative)
+        for conv in (layer.conv_q, layer.conv_k, layer.conv_v):
+            conv.weight.data = np.stack([np.full(conv.weight.shape[1:], float(j == 3)) for j in range(4)])
+        q, k, v = (ops.split_heads(ops.silu(w(x)), case.h) for w in (layer.wq, layer.wk, layer.wv))
+        # sqrt(|a|^2 + 1e-6)
+        lengths = (np.hypot(np.linalg.norm(a.data, axis=-1, keepdims=True), 1e-3) for a in (q, k))
+        beta = (1.0 + negative) / (1.0 + np.exp(-layer.wbeta(x).data))
+        g = -np.exp(layer.a_log.data) * np.log1p(np.exp(layer.wa(x).data + layer.dt_bias.data))
+        beta, g = (ops.split_heads(Tensor(a), case.h) for a in (beta, g))
+        o = recurrent(q / next(lengths) / math.sqrt(layer.dk), k / next(lengths), v, beta, g)[0]
+        left.append(layer(x))
+        right.append(layer.wo(ops.merge_heads(ops.rms_norm(o)) * ops.silu(layer.wg(x))))
+    return ops.stack(left), ops.stack(right)
 
 
 @identity("closed gates everywhere leave each token its own write alone: o_t = (q_t . k_t) beta_t v_t")
 def no_memory(case: Case) -> tuple[Tensor, Tensor]:
     q, k, v, beta, g = heads_of(case)
     return ops.delta_rule(q, k, v, beta, g * 0.0 - 60.0)[0], (q * k).sum(axis=-1, keepdims=True) * beta * v
+
+
+@identity("hidden tokens could as well not be there: in front, or anywhere where no convolution looks back")
+def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x, rng, left, right = build(case), case.tokens(), case.rng(), [], []
+    longer = rng.standard_normal((case.b, case.t + 3, case.dim))
+    for visible in (np.arange(case.t + 3) >= 3, rng.permutation(case.t + 3) < case.t):
+        longer[:, visible] = x.data
+        left.append(layer(Tensor(longer), mask=visible[None, None, None])[:, visible])
+        right.append(layer(x))
+        # The last tap alone, for the second time.
+        for conv in (layer.conv_q, layer.conv_k, layer.conv_v):
+            conv.weight.data = np.stack([np.full(conv.weight.shape[1:], float(j == 3)) for j in range(4)])
+    return ops.stack(left), ops.stack(right)

@@ -9,7 +9,8 @@
     x, y  (B, N, D)        q, k, g  (B, H, N, dk)        v, o, z  (B, H, N, dv)        S  (B, H, dk, dv)
 
 dk = D / (2 H), dv = D / H, tau = 16: the decay starts near 1, because sigmoid^(1/16) is. The gate goes
-through rank 16.
+through rank 16. With `width`, x W_q, x W_k and x W_v pass through silu(conv(.)) first: causal, each channel
+alone, over so many tokens.
 
 Cost: 6 N H C dk + 2 N H C dv + 6 N H dk dv operations in chunks of C, and 8 N D^2 for the maps: linear in N.
 Source: Gated Linear Attention Transformers with Hardware-Efficient Training, Yang et al., arXiv:2312.06635,
@@ -21,13 +22,26 @@ Numerics: decays stay logarithms until they are subtracted; 1 / exp(sum of g) is
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minitf import ops
 from minitf.engine import ShapeError, Tensor, no_grad
-from minitf.nn import Card, Case, Linear, Module, Paper, RMSNorm, identity, init, positive, visible_keys
+from minitf.nn import (
+    Card,
+    Case,
+    Linear,
+    Module,
+    Paper,
+    RMSNorm,
+    ShortConv,
+    identity,
+    init,
+    not_negative,
+    positive,
+    visible_keys,
+)
 
 CARD = Card(
     name="gla",
@@ -62,20 +76,28 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Any = None) -> 
     return ops.stack(rows, axis=2), s
 
 
+class Memory(NamedTuple):
+    """S (B, H, dk, dv), and the last inputs (B, W - 1, H d) of each convolution, if there are any."""
+
+    s: Tensor
+    inputs: tuple[Tensor, ...]
+
+
 class GLA(Module):
     """x (B, N, D) -> (B, N, D).
 
     Parameters: wq, wk (D, H dk), wv, wz (D, H dv), wa1 (D, rank), wa2 (rank, H dk) with bias,
-    norm.weight (dv), wo (H dv, D).
+    norm.weight (dv), wo (H dv, D); convs.0, .1, .2 (W, 1, H d) for q, k and v if there is a `width`.
 
     Args:
         dim: D. heads: H. expand_k, expand_v: H dk / D and H dv / D.
         rank: width that the gate goes through. tau: what the logarithm of the gate is divided by.
+        width: W, the tokens that the convolutions see, 4 in published code; 0 for no convolutions.
         chunk: tokens that are computed at once; any number gives the same result.
 
     Raises:
-        ValueError: heads that do not divide dim; rank or chunk below 1; expand_k, expand_v or tau of 0 or
-            less.
+        ValueError: heads that do not divide dim; rank or chunk below 1, width below 0; expand_k, expand_v or
+            tau of 0 or less.
     """
 
     card = CARD
@@ -89,11 +111,13 @@ class GLA(Module):
         expand_v: float = 1.0,
         rank: int = 16,
         tau: float = 16.0,
+        width: int = 0,
         chunk: int = 16,
         seed: init.Seed = 0,
         dtype: Any = "float32",
     ):
         positive(dim=dim, heads=heads, expand_k=expand_k, expand_v=expand_v, rank=rank, tau=tau, chunk=chunk)
+        not_negative(width=width)
         if dim % heads:
             raise ValueError(f"heads={heads} must divide dim={dim}")
         rng = init.generator(seed)
@@ -107,37 +131,46 @@ class GLA(Module):
         self.wa2 = Linear(rank, heads * dk, True, rng, dtype=dtype)
         self.norm = RMSNorm(dv, dtype=dtype)
         self.wo = Linear(heads * dv, dim, False, rng, dtype=dtype)
+        self.convs = [ShortConv(heads * d, width, False, rng, dtype) for d in (dk, dk, dv) if width]
 
     def forward(self, x: Tensor, *, mask: Any = None, rng: np.random.Generator | None = None) -> Tensor:
         """Mix x (B, N, D). mask: boolean (B, 1, 1, N), True = visible; hidden tokens leave no trace in S."""
-        return self._mix(x, None, mask)[0]
+        return self._mix(x, self.start(x.shape[0]), mask)[0]
 
-    def start(self, batch: int) -> Tensor:
-        """The empty memory S (B, H, dk, dv)."""
-        return ops.zeros((batch, self.heads, self.dk, self.dv), dtype=self.wq.weight.dtype)
+    def start(self, batch: int) -> Memory:
+        """The empty memory."""
+        s = ops.zeros((batch, self.heads, self.dk, self.dv), dtype=self.wq.weight.dtype)
+        return Memory(s, tuple(conv.start(batch) for conv in self.convs))
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
         y, state = self.prefill(x.reshape((x.shape[0], 1, x.shape[1])), state)
         return y[:, 0], state
 
-    def prefill(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def prefill(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:
         """Several tokens x (B, n, D) at once after those in `state`: (B, n, D) and the new state."""
         with no_grad():
             return self._mix(x, state, None)
 
-    def _mix(self, x: Tensor, state: Tensor | None, mask: Any) -> tuple[Tensor, Tensor]:
+    def _mix(self, x: Tensor, state: Memory, mask: Any) -> tuple[Tensor, Memory]:
         if x.ndim != 3:
             raise ShapeError(f"gla: x must be (B, N, D), not {x.shape}")
+        visible = visible_keys(mask, x.shape[0], x.shape[1])
+        inputs, last = [self.wq(x), self.wk(x), self.wv(x)], []
+        for i, conv in enumerate(self.convs):
+            # silu(conv(x W)), where hidden tokens count as zeros: (B, N, H d)
+            a = inputs[i] if visible is None else ops.where(visible[:, 0], inputs[i], 0.0)
+            a, tail = conv(a, state.inputs[i])
+            inputs[i] = ops.silu(a)
+            last.append(tail)
         # q, k, g (B, H, N, dk), v, z (B, H, N, dv)
-        q, k, v, z = (ops.split_heads(w(x), self.heads) for w in (self.wq, self.wk, self.wv, self.wz))
+        q, k, v, z = (ops.split_heads(a, self.heads) for a in (*inputs, self.wz(x)))
         # g = log sigmoid(x W_a1 W_a2 + b_a) / tau
         g = ops.split_heads(-ops.softplus(-self.wa2(self.wa1(x))) / self.tau, self.heads)
-        visible = visible_keys(mask, x.shape[0], x.shape[1])
         if visible is not None:
             k, g = ops.where(visible, k, 0.0), ops.where(visible, g, 0.0)
-        o, state = ops.gated_scan(q / math.sqrt(self.dk), k, v, g, state, self.chunk)
-        return self.wo(ops.merge_heads(self.norm(o) * ops.silu(z))), state
+        o, s = ops.gated_scan(q / math.sqrt(self.dk), k, v, g, state.s, self.chunk)
+        return self.wo(ops.merge_heads(self.norm(o) * ops.silu(z))), Memory(s, tuple(last))
 
 
 def heads_of(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -170,6 +203,29 @@ def parallel(case: Case) -> tuple[Tensor, Tensor]:
     total = ops.cumsum(g, axis=2)
     scores = ops.tril((q * ops.exp(total)) @ (k * ops.exp(-total)).mT)
     return ops.gated_scan(q, k, v, g)[0], scores @ v
+
+
+@identity("two levels of chunks: products of matrices between blocks, from the first row of the later one")
+def secondary_chunks(case: Case) -> tuple[Tensor, Any]:
+    q, k, v, g = heads_of(case)
+    total, left, right = np.cumsum(g.data, axis=2), [], []
+    for size in (1, 2, 3):
+        a = np.zeros((case.b, case.h, case.t, case.t))
+        for n in range(0, case.t, size):
+            # (Q_i exp(G_i - G_n)) (K_j exp(G_n - G_j))^T for all j < n <= i: every exponent is at most 0
+            block, anchor = np.s_[:, :, n : n + size], total[:, :, n : n + 1]
+            earlier = k.data[:, :, :n] * np.exp(anchor - total[:, :, :n])
+            a[:, :, n : n + size, :n] = (
+                q.data[block] * np.exp(total[block] - anchor) @ earlier.swapaxes(-1, -2)
+            )
+            # Inside the block, entry by entry.
+            for i in range(n, min(n + size, case.t)):
+                for j in range(n, i + 1):
+                    decay = np.exp(total[:, :, i] - total[:, :, j])
+                    a[:, :, i, j] = (q.data[:, :, i] * k.data[:, :, j] * decay).sum(axis=-1)
+        left.append(ops.gated_scan(q, k, v, g)[0])
+        right.append(a @ v.data)
+    return ops.stack(left), np.stack(right)
 
 
 @identity("without decay, the unnormalised linear attention tril(Q K^T) V")
@@ -211,3 +267,42 @@ def split(case: Case) -> tuple[Tensor, Tensor]:
     q, k, v, g = (a[:, :, t:] for a in heads)
     second, state = ops.gated_scan(q / math.sqrt(case.d), k, v, g, state, 2)
     return joined(ops.concat([first, second], axis=2), state), joined(*recurrent(*heads))
+
+
+def build(case: Case, **options: Any) -> GLA:
+    return GLA(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
+
+
+@identity("the layer is the recurrence between its maps, with convolutions, by loops, and without")
+def layer_is_recurrence(case: Case) -> tuple[Tensor, Tensor]:
+    x, left, right = case.tokens(), [], []
+    for width in (0, 3):
+        layer = build(case, width=width, rank=3, tau=2.0, expand_v=0.5)
+        assert layer.wa2.bias is not None
+        layer.wa2.bias.data = case.rng().standard_normal(layer.wa2.bias.shape)
+        inputs = [layer.wq(x), layer.wk(x), layer.wv(x)]
+        for i, conv in enumerate(layer.convs):
+            # a_t = w_2 a_t + w_1 a_{t-1} + w_0 a_{t-2}
+            w, a = conv.weight.data[:, 0], inputs[i].data
+            rows = [sum(w[2 - j] * a[:, t - j] for j in range(min(t, 2) + 1)) for t in range(case.t)]
+            inputs[i] = ops.silu(Tensor(np.stack(rows, axis=1)))
+        # alpha = sigmoid(.)^(1 / tau)
+        alpha = ops.sigmoid(layer.wa2(layer.wa1(x))) ** 0.5
+        q, k, v, alpha = (ops.split_heads(a, case.h) for a in (*inputs, alpha))
+        o = ops.rms_norm(recurrent(q, k, v, ops.log(alpha))[0])
+        left.append(layer(x))
+        right.append(layer.wo(ops.merge_heads(o) * ops.silu(layer.wz(x))))
+    return ops.stack(left), ops.stack(right)
+
+
+@identity("hidden tokens could as well not be there: in front, or anywhere where no convolution looks back")
+def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x, rng, left, right = build(case, width=3), case.tokens(), case.rng(), [], []
+    longer = rng.standard_normal((case.b, case.t + 3, case.dim))
+    for visible in (np.arange(case.t + 3) >= 3, rng.permutation(case.t + 3) < case.t):
+        longer[:, visible] = x.data
+        left.append(layer(Tensor(longer), mask=visible[None, None, None])[:, visible])
+        right.append(layer(x))
+        # No convolutions, for the second time.
+        layer = build(case)
+    return ops.stack(left), ops.stack(right)

@@ -241,3 +241,11 @@ def token_by_token(case: Case) -> tuple[Tensor, Tensor]:
         m = m @ ad.T + np.maximum(layer.wu(x[:, t]).data, 0.0) * bd
         rows.append(ops.relu(layer.wh(ops.concat([Tensor(m), x[:, t]], axis=-1))))
     return layer(x), ops.stack(rows, axis=1)
+
+
+@identity("hidden tokens in front of the others leave no trace")
+def hidden_in_front(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case), case.tokens()
+    longer = ops.concat([Tensor(case.rng().uniform(1.0, 2.0, (case.b, 3, case.dim))), x], axis=1)
+    visible = np.arange(case.t + 3) >= 3
+    return layer(longer, mask=visible[None, None, None])[:, 3:], layer(x)

@@ -137,7 +137,8 @@ class Mamba2(Module):
         head_dim = math.gcd(inner, 64) if head_dim is None else head_dim
         if min(expand, head_dim, states, groups) < 1:
             raise ValueError(
-                f"expand={expand}, head_dim={head_dim}, states={states}, groups={groups}: at least 1"
+                f"expand={expand}, head_dim={head_dim}, states={states} and groups={groups} must each be "
+                "at least 1"
             )
         heads = inner // head_dim
         if inner % head_dim or heads % groups:
@@ -289,3 +290,17 @@ def split(case: Case) -> tuple[Tensor, Tensor]:
     if cut == case.t:
         return first, layer(x)
     return ops.concat([first, layer.prefill(x[:, cut:], state)[0]], axis=1), layer(x)
+
+
+@identity("hidden tokens could as well not be there: in front, or anywhere where no convolution looks back")
+def hidden_tokens(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x, rng, left, right = build(case), case.tokens(), case.rng(), [], []
+    longer = rng.standard_normal((case.b, case.t + 3, case.dim))
+    for visible in (np.arange(case.t + 3) >= 3, rng.permutation(case.t + 3) < case.t):
+        longer[:, visible] = x.data
+        left.append(layer(Tensor(longer), mask=visible[None, None, None])[:, visible])
+        right.append(layer(x))
+        # The last tap alone, for the second time.
+        layer.conv.weight.data = np.zeros_like(layer.conv.weight.data)
+        layer.conv.weight.data[-1] = 1.0
+    return ops.stack(left), ops.stack(right)

@@ -97,9 +97,9 @@ class MLPMixer(Module):
 
 
 def build(case: Case, **options: Any) -> Any:
-    layer = MLPMixer(case.dim, grid=case.t, seed=case.seed, dtype="float64", **options)
+    layer, rng = MLPMixer(case.dim, grid=case.t, seed=case.seed, dtype="float64", **options), case.rng()
     for p in layer.parameters():
-        p.data = p.data + 0.3 * case.rng().standard_normal(p.shape)
+        p.data = p.data + 0.3 * rng.standard_normal(p.shape)
     return layer
 
 

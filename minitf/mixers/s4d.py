@@ -228,6 +228,29 @@ def convolution_is_recurrence(case: Case) -> tuple[Tensor, Tensor]:
     return ops.stack(left), ops.stack(right)
 
 
+@identity("A starts as listed; legs has the eigenvalues of HiPPO-LegS with its rank-one part taken out")
+def starts(case: Case) -> tuple[Any, Any]:
+    m, n, left, right = np.arange(case.d), 2 * case.d, [], []
+    root = np.sqrt(2.0 * np.arange(n) + 1.0)
+    # HiPPO: -sqrt(2 i + 1) sqrt(2 j + 1) below the diagonal, -(i + 1) on it; plus p p^T, p_i = sqrt(i + 1/2)
+    hippo = -np.tril(np.outer(root, root), -1) - np.diag(np.arange(n) + 1.0) + np.outer(root, root) / 2.0
+    legs = np.linalg.eigvals(hippo)
+    expected = {
+        "lin": 1j * math.pi * m,
+        "inv": 1j * n / math.pi * (n / (2.0 * m + 1.0) - 1.0),
+        "quad": 1j * (2.0 * m + 1.0) ** 2 / math.pi,
+        "legs": legs[np.argsort(legs.imag)][case.d :] + 0.5,
+        "real": 0.5 - (1.0 + m),
+    }
+    for start, value in expected.items():
+        layer = build(case, states=n, start=start)
+        left.append(1j * imaginary(layer.a_imag)[0] - np.exp(layer.log_a_real.data[0]))
+        right.append(value - 0.5)
+    return np.stack([np.stack(left).real, np.stack(left).imag]), np.stack(
+        [np.stack(right).real, np.stack(right).imag]
+    )
+
+
 @identity("both rules equal those of dense real matrices of twice the size, by a linear solve and a series")
 def dense_systems(case: Case) -> tuple[Any, Any]:
     left, right = [], []
@@ -302,3 +325,11 @@ def streaming(case: Case) -> tuple[Tensor, Tensor]:
         y, state = layer.step(u[:, t], state)
         rows.append(y[:, None])
     return ops.concat(rows, axis=1), layer(u)
+
+
+@identity("hidden tokens in front of the others leave no trace")
+def hidden_in_front(case: Case) -> tuple[Tensor, Tensor]:
+    layer, x = build(case), case.tokens()
+    longer = ops.concat([Tensor(case.rng().uniform(1.0, 2.0, (case.b, 3, case.dim))), x], axis=1)
+    visible = np.arange(case.t + 3) >= 3
+    return layer(longer, mask=visible[None, None, None])[:, 3:], layer(x)

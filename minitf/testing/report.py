@@ -107,7 +107,9 @@ class CheckError(MinitfError, AssertionError):
 
 
 # How a status looks in a table of many variants.
-MARKS = {"passed": "\N{CHECK MARK}", "failed": "\N{BALLOT X}", "expected failure": "x", "not applicable": "-"}
+MARKS = {"passed": "\N{CHECK MARK}", "failed": "\N{BALLOT X}", "expected failure": "~", "not applicable": "-"}
+# So many marks stand together in the table as text.
+GROUP = 5
 
 
 class Reports(list[Report]):
@@ -132,14 +134,25 @@ class Reports(list[Report]):
             rows.append((report.name, *(marks.get(name, "") for name in checks), f"{report.seconds:.1f}"))
         return rows
 
-    def headings(self) -> tuple[str, ...]:
-        """Of `rows`: the checks by number, as `legend` explains them."""
-        return ("variant", *(str(i) for i in range(1, len(self.checks) + 1)), "s")
+    def lines(self) -> list[str]:
+        """The table as text: marks in groups of five, below the number of the first of each group."""
+        first = [str(i) for i in range(1, len(self.checks) + 1, GROUP)]
+        width = max((len(report.name) for report in self), default=0)
+        table = [("variant", first, "s")]
+        for name, *marks, seconds in self.rows():
+            cells = [mark or " " for mark in marks]
+            groups = ["".join(cells[i : i + GROUP]) for i in range(0, len(cells), GROUP)]
+            table.append((name, groups, seconds))
+        return [
+            f"{name:<{max(width, 7)}}  {' '.join(f'{group:<{GROUP}}' for group in groups)} {seconds:>6}"
+            for name, groups, seconds in table
+        ]
 
     def legend(self) -> list[str]:
         """What the numbers and marks stand for."""
         marks = "  ".join(f"{mark} {status}" for status, mark in MARKS.items())
-        return [marks, *(f"{i:>3} {name}" for i, name in enumerate(self.checks, 1))]
+        starts = range(0, len(self.checks), GROUP)
+        return [marks, *(f"{i + 1:>3} {', '.join(self.checks[i : i + GROUP])}" for i in starts)]
 
     def reasons(self) -> list[str]:
         """One line for each expected failure and each failure."""
@@ -158,10 +171,7 @@ class Reports(list[Report]):
         return f"{len(self)} variants: {words or 'no checks'} in {sum(r.seconds for r in self):.0f} s"
 
     def __str__(self) -> str:
-        rows = [self.headings(), *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
-        return "\n".join([self.summary(), *lines, "", *self.legend(), "", *self.reasons()]).rstrip()
+        return "\n".join([self.summary(), *self.lines(), "", *self.legend(), "", *self.reasons()]).rstrip()
 
     def _repr_html_(self) -> str:
         def cells(tag: str, row: Sequence[str]) -> str:

@@ -13,7 +13,7 @@
 Kept patches come in the order of a: their positions must already be inside x. Later reducing blocks treat f
 like any patch. rho is usually 0.7 in every fourth block, and falls to that during training: `keep_rate`.
 
-Cost: that of a pre-norm block, with 2 + K tokens in the FFN and in all blocks after it.
+Cost: that of a pre-norm block, with 2 + K tokens in the FFN and in all blocks after it, and 2 N D^2 for a.
 Source: Not All Patches are What You Need, Liang et al., arXiv:2202.07800, 2022, section 3.
 Differs from the paper: a is taken before dropout, so that the choice does not depend on it. A second special
 token is not protected, as in the published code.
@@ -48,14 +48,17 @@ CARD = Card(
     causal=False,
     streams=False,
     grid="1d",
-    complexity="8 N D^2 + 4 N^2 D + 16 rho N D^2",
+    complexity="10 N D^2 + 4 N^2 D + 16 rho N D^2",
     properties=("batch_independent",),
     basis="published code: youweiliang/evit evit.py, helpers.py",
 )
 
 
-def keep_rate(step: int, rho: float, start: int, steps: int) -> float:
-    """rho at a training step: 1 up to `start`, then rho + (1 - rho)(cos(pi t / steps) + 1) / 2, then rho."""
+def keep_rate(step: float, rho: float = 0.7, start: float = 10, steps: float = 100) -> float:
+    """rho at a training step: 1 up to `start`, then rho + (1 - rho)(cos(pi t / steps) + 1) / 2, then rho.
+
+    The defaults are the paper's, counted in epochs.
+    """
     t = min(max(step - start, 0), steps)
     return rho + (1.0 - rho) * (math.cos(math.pi * t / steps) + 1.0) / 2.0
 
@@ -116,12 +119,15 @@ class EViT(Module):
         return x + self.ffn(self.norm2(x))
 
     def seen(self, h: Tensor) -> Tensor:
-        """a (B, N - 1) for normed tokens h (B, N, D)."""
-        return self.mixer.weights(h).mean(axis=1)[:, 0, 1:]
+        """a (B, N - 1) for normed tokens h (B, N, D): only the row of the class token is computed."""
+        return self.mixer.weights(h[:, :1], context=h).mean(axis=1)[:, 0, 1:]
 
 
 def build(case: Case, **options: Any) -> EViT:
-    return EViT(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
+    block, rng = EViT(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options), case.rng()
+    for p in (*block.norm1.parameters(), *block.norm2.parameters()):
+        p.data = rng.standard_normal(p.shape)
+    return block
 
 
 @identity("rho = 1 is the plain pre-norm block")
@@ -143,6 +149,21 @@ def loops(case: Case) -> tuple[Tensor, Any]:
     return reduce(x, Tensor(a), keep), np.array(rows)
 
 
+@identity("the equations of the whole block: attention, what the class token sees, the fused token, the FFN")
+def equations(case: Case) -> tuple[Tensor, Any]:
+    block, x = build(case, rho=0.5), case.tokens()
+    h = block.norm1(x)
+    x1, p = (x + block.mixer(h)).data, block.mixer.weights(h).data
+    keep, rows = math.ceil(0.5 * (case.t - 1)), []
+    for one, a in zip(x1, p.mean(axis=1)[:, 0, 1:]):
+        ranked = 1 + np.argsort(-a, kind="stable")
+        fused = [sum(a[j - 1] * one[j] for j in ranked[keep:])] if keep < case.t - 1 else []
+        kept = ranked[:keep] if fused else range(1, case.t)
+        rows.append(np.stack([one[0], *(one[j] for j in kept), *fused]))
+    x2 = Tensor(np.stack(rows))
+    return block(x), x2 + block.ffn(block.norm2(x2))
+
+
 @identity("without fusing, the block gathers the kept patches before the FFN")
 def gathers(case: Case) -> tuple[Tensor, Tensor]:
     block, x = build(case, rho=0.5, fuse=False), case.tokens()
@@ -155,12 +176,15 @@ def gathers(case: Case) -> tuple[Tensor, Tensor]:
     return block(x), y + block.ffn(block.norm2(y))
 
 
-@identity("permuting the patches leaves what is kept and fused as it is")
+@identity(
+    "permuting the patches leaves what is kept and fused as it is, and all that a second block makes of it"
+)
 def patches_are_a_set(case: Case) -> tuple[Tensor, Tensor]:
-    block, x = build(case, rho=0.5), case.tokens()
+    # From two patches on at least one goes, and what stays comes in the order of a.
+    first, second, x = build(case, rho=0.5), build(case, rho=0.9), case.tokens()
     order = np.concatenate([[0], 1 + case.rng().permutation(case.t - 1)])
-    # Where nothing is reduced the tokens keep their order, so compare what does not depend on it.
-    return block(x[:, order])[:, 0], block(x)[:, 0]
+    one, two = first(x[:, order]), first(x)
+    return ops.concat([one, second(one)], axis=1), ops.concat([two, second(two)], axis=1)
 
 
 @identity("what the class token sees of the patches is all but what it sees of itself")

@@ -64,7 +64,7 @@ CARD = Card(
 
 
 def bilinear(size: int, out: int) -> Array:
-    """The matrix (out, size) that resizes an axis of `size` cells to `out`, ends of both axes aligned."""
+    """The matrix (out, size) that resizes an axis of `size` cells to `out`; outer edges meet, not middles."""
     place = np.clip((np.arange(out) + 0.5) * size / out - 0.5, 0.0, size - 1.0)
     # Cell j counts as much as it is near: 1 at its middle, 0 from one cell away on.
     return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(size)))
@@ -171,8 +171,9 @@ def build(case: Case, **options: Any) -> Any:
     """A layer with patches of 2 x 2 and as many of them as the case has cells."""
     options = {"channels": 3, "patch": 2, "grid": (case.t, case.w), **options}
     layer = ViTPatchEmbed(case.dim, seed=case.seed, dtype="float64", **options)
+    rng = case.rng()
     for p in layer.parameters():
-        p.data = case.rng().standard_normal(p.shape)
+        p.data = rng.standard_normal(p.shape)
     return layer
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ WHY_NOT = {
     "operation": "an operation has no tokens that it mixes",
     "decode": "it chooses or stores tokens, and has no map from tokens to tokens",
     "model": "a model is many layers: plot those that its config names",
-    "embedding": "its inputs are numbers of tokens, which have no gradient",
+    "embedding": "it makes tokens, and mixes none",
 }
+# Options that say how far a token looks, and the share of the tokens that they have at most: of a sequence,
+# and of the shorter side of a grid. Where a default reaches further, a small picture would show no pattern.
+REACH = {"window": (4, 2), "left": (4, 2), "stripe": (4, 4), "chunk": (8, 2), "block": (32, 2)}
 LENGTHS = (16, 32, 64, 128, 256, 512)
 # More heads than this are not drawn.
 HEADS = 8
@@ -56,6 +59,7 @@ class Study:
             "rotation" or "similarity" (N, N).
         maps: one picture for each head, (H, N, N): attention weights or biases; or None.
         cost: FLOPs and memory against N; None for position schemes, which act inside other layers.
+        drawn: whether weights that begin as zeros were drawn, because with them no token influences another.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Study:
     matrix: Array
     maps: Array | None
     cost: Cost | None
+    drawn: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -79,7 +84,8 @@ class Study:
         return {
             "name": self.name, "title": self.title, "kind": self.kind, "complexity": self.complexity,
             "grid": list(self.grid), "dim": self.dim, "heads": self.heads, "seed": self.seed,
-            "options": {key: repr(v) for key, v in self.options.items()}, "pattern": self.pattern,
+            "options": {key: repr(v) for key, v in self.options.items()}, "drawn": self.drawn,
+            "pattern": self.pattern,
             "matrix": self.matrix.tolist(), "maps": None if self.maps is None else self.maps.tolist(),
             "lengths": list(cost.lengths), "flops": list(cost.flops), "bytes": list(cost.peak_bytes),
             "flops_power": powers[0], "bytes_power": powers[1],
@@ -117,13 +123,15 @@ def study(
         raise PlotError(f"{name} is of kind {card.kind!r}: {WHY_NOT.get(card.kind, 'it has no picture')}")
     flat = card.grid not in ("2d", "nd") or card.kind in CHANNEL_KINDS
     tokens = (32 if flat else 64) if tokens is None else tokens
-    options = {**(options or {}), **({} if heads is None else {"heads": heads})}
-    maker = Maker(name, cls, flat, dim, seed, options)
+    given = {**implied, **(options or {}), **({} if heads is None else {"heads": heads})}
+    maker = Maker(name, cls, flat, dim, seed, given)
+    maker = maker.narrowed(tokens) if card.kind in ("attention", "mixer") else maker
+    options = maker.options
     layer, inputs = maker.make(tokens, "float64")
     facts: dict[str, Any] = {
         "name": name, "title": card.title, "kind": card.kind, "complexity": card.complexity,
-        "grid": maker.grid(tokens), "dim": dim, "seed": seed, "heads": getattr(layer, "heads", heads),
-        "options": {k: v for k, v in {**implied, **options}.items() if k != "heads"},
+        "grid": maker.grid(tokens), "dim": dim, "seed": seed, "heads": heads_of(layer, heads),
+        "options": {k: v for k, v in options.items() if k != "heads"},
     }  # fmt: skip
     if card.kind == "position":
         return position_study(layer, tokens, dim, seed, facts)
@@ -134,14 +142,41 @@ def study(
     def run(z: Tensor) -> Tensor:
         return tensor_of(layer(z, *others), name)
 
+    drawn = False
     if card.kind in CHANNEL_KINDS:
         pattern, matrix, maps = "channels", channel_matrix(run, x), None
     else:
         # Other inputs have one example only.
-        matrix = mixing_matrix(run, x, progress=half, **({"copies": 1} if others else {}))
+        how: dict[str, Any] = {"progress": half, **({"copies": 1} if others else {})}
+        matrix = mixing_matrix(run, x, **how)
+        if (
+            tokens > 1
+            and card.kind in ("attention", "block")
+            and not (matrix - np.diag(np.diag(matrix))).any()
+        ):
+            drawn = draw_zeros(layer, seed)
+            matrix = mixing_matrix(run, x, **how) if drawn else matrix
         pattern, maps = "mixing", head_maps(layer, inputs)
     cost = cost_against_length(lambda n: maker.make(n, "float32"), lengths, progress=rest)
-    return Study(**facts, pattern=pattern, matrix=matrix, maps=maps, cost=cost)
+    return Study(**facts, pattern=pattern, matrix=matrix, maps=maps, cost=cost, drawn=drawn)
+
+
+def draw_zeros(layer: Any, seed: int) -> bool:
+    """Fill the parameters that begin as zeros, such as the gates of a block that begins as the identity.
+
+    Matrices (n, m) are normal with std 1 / sqrt(n), vectors with std 1. Whether there were any.
+    """
+    rng = np.random.default_rng(seed)
+    zeros = [p for p in layer.parameters() if not p.numpy().any()]
+    for p in zeros:
+        p.data[...] = rng.standard_normal(p.shape) / (math.sqrt(p.shape[0]) if p.ndim > 1 else 1.0)
+    return bool(zeros)
+
+
+def heads_of(layer: Any, asked: int | None) -> int | None:
+    """The number of heads that a layer tells, or else what was asked for; some keep a list of heads."""
+    told: Any = getattr(layer, "heads", asked)
+    return int(told) if registry.is_count(told) else asked
 
 
 @dataclass(frozen=True)
@@ -162,6 +197,28 @@ class Maker:
         rows = next(r for r in range(math.isqrt(n), 0, -1) if n % r == 0)
         return rows, n // rows
 
+    def narrowed(self, n: int) -> Maker:
+        """The same with options of `REACH` small enough for n tokens, where the variant takes such values."""
+        takes, card = registry.parameters(self.cls), self.cls.card
+        # Chunks of any size give the same result, and other blocks are summarised: nothing is out of reach.
+        free = {"chunk"} if "chunked" in card.properties else set()
+        free |= set() if card.family == "block sparse" else {"block"}
+        narrow = self
+        for option in REACH.keys() & takes.keys() - free - self.options.keys():
+            most = n // REACH[option][0] if self.flat else self.grid(n)[0] // REACH[option][1]
+            if not registry.is_count(takes[option]) or takes[option] <= most:
+                continue
+            for value in range(most, max(0, most - 2), -1):
+                smaller = replace(narrow, options={**narrow.options, option: value})
+                try:
+                    smaller.make(n, "float64")
+                except ValueError:
+                    # Such as an even window where it must be odd.
+                    continue
+                narrow = smaller
+                break
+        return narrow
+
     def make(self, n: int, dtype: str) -> tuple[Any, tuple[Tensor, ...]]:
         """The layer in eval mode, and one example of its inputs with n tokens."""
         grid = self.grid(n)
@@ -179,8 +236,8 @@ class Maker:
         layer.eval()
         if "dtype" not in takes:
             layer.to(dtype)
-        heads = getattr(layer, "heads", 1)
-        heads = heads if registry.is_count(heads) and self.dim % heads == 0 else 1
+        heads = heads_of(layer, None) or 1
+        heads = heads if self.dim % heads == 0 else 1
         case = Case(b=1, t=grid[0], w=grid[-1], h=heads, d=self.dim // heads, seed=self.seed)
         if hasattr(self.cls, "example_inputs"):
             inputs = self.cls.example_inputs(case)
@@ -208,7 +265,7 @@ def head_maps(layer: Any, inputs: Sequence[Tensor]) -> Array | None:
 
 def position_study(layer: Position, tokens: int, dim: int, seed: int, facts: Mapping[str, Any]) -> Study:
     """What a position scheme does: its bias, its rotation, or the table that it adds."""
-    n, heads = np.arange(tokens), facts["heads"] if registry.is_count(facts["heads"]) else 1
+    n, heads = np.arange(tokens), facts["heads"] or 1
     # 64 random vectors, each at every place: (64, H, N, d)
     q = np.random.default_rng(seed).standard_normal((64, heads, 1, dim // heads)).repeat(tokens, axis=2)
     try:
@@ -274,17 +331,19 @@ def how_built(study: Study) -> str:
     """One line of facts."""
     facts = [] if study.pattern == "channels" else [f"{' × '.join(map(str, study.grid))} tokens"]
     facts.append(f"D = {study.dim}")
-    if registry.is_count(study.heads):
+    if study.heads:
         facts.append(f"{study.heads} head{'' if study.heads == 1 else 's'}")
     facts += [f"{key}={value!r}" for key, value in study.options.items()]
+    facts += ["weights that begin as zeros drawn"] if study.drawn else []
     return textwrap.shorten(",  ".join([*facts, f"seed {study.seed}"]), 120, placeholder=" …")
 
 
 def entitle(axes: Axes, title: str, below: str) -> None:
     """A title, and a smaller line under it."""
     axes.annotate(
-        textwrap.shorten(below, 60, placeholder=" …"), (0.5, 1), (0, 6), xycoords="axes fraction",
-        textcoords="offset points", ha="center", va="bottom", fontsize=9, color=SLATE, parse_math=False,
+        textwrap.shorten(below, 80, placeholder=" …"), (0.5, 1), (0, 6), xycoords="axes fraction",
+        textcoords="offset points", ha="center", va="bottom", color=SLATE, parse_math=False,
+        fontsize=9 if len(below) <= 60 else 7,
     )  # fmt: skip
     axes.set_title(title, fontsize=11.5, color=INK, pad=20, parse_math=False)
 

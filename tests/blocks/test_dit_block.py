@@ -31,6 +31,20 @@ def test_timestep_waves() -> None:
     assert error <= 1e-12, f"waves(t) are off by {error:.2g}"
 
 
+def test_classes_are_dropped_in_training() -> None:
+    embed, t, rng = TimestepEmbedding(4, classes=3, dtype="float64"), np.ones(2000), np.random.default_rng(0)
+    none = embed(t[:1], [3]).data
+
+    def without(c: np.ndarray) -> np.ndarray:
+        return np.max(np.abs(c - none), axis=-1) <= 1e-12
+
+    gone = without(embed(t, np.zeros(2000, int), rng).data)
+    # Six standard errors of a share of a tenth.
+    assert abs(gone.mean() - 0.1) <= 6 * (0.09 / 2000) ** 0.5, f"a tenth has no class, not {gone.mean()}"
+    kept = [embed(t, np.zeros(2000, int)).data, embed.eval()(t, np.zeros(2000, int), rng).data]
+    assert not np.any(without(np.stack(kept))), "without a generator, or in eval mode, none"
+
+
 def test_errors() -> None:
     with pytest.raises(ShapeError, match=r"condition must be \(B, D\)"):
         DiTBlock(8, heads=2)(Tensor(np.ones((2, 3, 8), "float32")), Tensor(np.ones((3, 8), "float32")))

@@ -33,5 +33,7 @@ def test_any_number_of_variables_but_one_length() -> None:
     model = ITransformer(8, past=10, horizon=4)
     for variables in (1, 7):
         assert model(Tensor(np.zeros((2, 10, variables), "float32"))).shape == (2, 4, variables)
+    with pytest.raises(ValueError, match="gelu, relu"):
+        ITransformer(8, act="silu")
     with pytest.raises(ShapeError, match=r"\(B, 10, V\)"):
         model(Tensor(np.zeros((2, 9, 3), "float32")))

@@ -32,6 +32,11 @@ def test_find_and_getitem() -> None:
         "peri_norm",
     }
     assert mt.catalogue.find("*NORM*", kind="block") == mt.catalogue.find("*norm*", kind="block")
+    assert mt.catalogue.find("norm") == mt.catalogue.find("*norm*"), "as `minitf list norm` does"
+    assert [e.name for e in mt.catalogue.find("swiglu")] == ["glu_ffn"]
+    for key in ("kind", "family", "grid"):
+        with pytest.raises(ValueError, match=f"{key}='attn' is none of: "):
+            mt.catalogue.find(**{key: "attn"})
     assert len(mt.catalogue.table()) == len(mt.catalogue)
     json.dumps(mt.catalogue.table())
 

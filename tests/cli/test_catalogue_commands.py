@@ -148,6 +148,12 @@ def test_list_fits_the_terminal(width: int, capsys: pytest.CaptureFixture[str]) 
         assert max(map(len, lines)) <= width, f"lines are longer than {width} columns"
 
 
+def test_one_variant_is_no_plural(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [[list_command.cell(v) for v in row.values()] for row in rows_of_the_table()[:1]]
+    list_command.print_fitting(cells, 200)
+    assert "1 variant\n" in click.unstyle(capsys.readouterr().out)
+
+
 def rows_of_the_table() -> list[dict[str, Any]]:
     return [
         {key: bool(row[key]) if key == "parity" else row[key] for key in list_command.COLUMNS}

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import minitf
 from minitf.cli import main
 from minitf.commands import check
-from minitf.testing import CHECKS
+from minitf.testing import CHECKS, Report, Reports, Result
 
 FUNCTIONS = Path(__file__).parents[1] / "broken" / "functions.py"
 WRONG = (f"{FUNCTIONS}:leaks_the_future", "--kind", "attention_function", "--claim", "causal")
@@ -80,14 +80,33 @@ def test_grid_reference_and_backends() -> None:
 
 def test_several_make_a_table() -> None:
     words = call("rope", "rmsnorm", "--examples", "3")
-    rows = {
-        line.split()[0]: line.split() for line in words.splitlines() if line.startswith(("rope ", "rmsnorm "))
+    lines = words.splitlines()
+    marks = {
+        line.split()[0]: "".join(line.split()[1:-1]) for line in lines if line.startswith(("rope ", "rms"))
     }
-    assert len(rows["rope"]) == len(CHECKS) + 2, "one mark for each check, between the name and the seconds"
-    assert {"\N{CHECK MARK}", "-"} == set(rows["rope"][1:-1])
-    assert "  1 shapes_and_dtypes" in words and "2 variants" in words
+    assert len(marks["rope"]) == len(CHECKS), "one mark for each check, between the name and the seconds"
+    assert {"\N{CHECK MARK}", "-"} == set(marks["rope"])
+    assert "  1 shapes_and_dtypes, " in words and "2 variants" in words
     data = json.loads(call("rope", "rmsnorm", "--examples", "3", "--json"))
     assert data["ok"] and [r["name"] for r in data["reports"]] == ["rope", "rmsnorm"]
+
+
+def test_the_table_fits_a_terminal() -> None:
+    # The longest name of the catalogue.
+    name, results = "cascaded_group_attention", [Result(c, "", "passed", seconds=1.0) for c in CHECKS]
+    reports = Reports([Report(name, results)])
+    assert max(map(len, reports.lines())) <= 80, "the table is wider than a terminal"
+    assert max(map(len, reports.legend())) <= 120
+
+
+def test_a_reason_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from minitf.nn import Module\n\nclass Typo(Module):\n"
+        "    def __init__(self, dim):\n        pass\n\n    def forward(self, x):\n        return self.y + x\n"
+    )
+    words = call(f"{tmp_path}/mine.py:Typo", "--kind", "channel_mixer", "--examples", "2", code=1)
+    assert words.count("variant = subject(Typo") == 1, "each check repeats what one has told"
+    assert "# the same in deterministic, inputs_not_modified" in words
 
 
 def test_a_failure_among_several() -> None:
@@ -114,6 +133,8 @@ def test_all_with_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (("sofmax",), 1, "the closest are: softmax"),
         (("nowhere.py:X",), 1, "no file nowhere.py"),
         ((f"{FUNCTIONS}:leak_the_future",), 1, "Did you mean 'leaks_the_future'"),
+        ((str(FUNCTIONS),), 1, "say which of its classes or functions to check, as"),
+        ((f"{FUNCTIONS}:right",), 1, "right has no card: say --kind with one of: token_mixer"),
         (("rope", "--check", "causl"), 1, "unknown check 'causl'. Did you mean 'causal'?"),
         (("rope", "nope", "--check", "causl"), 1, "unknown check 'causl'"),
         (("rope", "--expected-failure", "causal"), 2, "is not CHECK=REASON"),

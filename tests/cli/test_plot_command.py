@@ -67,6 +67,13 @@ def test_json_has_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(tmp_path.iterdir()) == [], "--json writes a picture only where --out names one"
 
 
+def test_json_of_a_list_of_heads() -> None:
+    data = json.loads(
+        call("cascaded_group_attention", "--json", "--tokens", "4", "--dim", "4", "--longest", "32").stdout
+    )
+    assert data["heads"] is None and data["drawn"]
+
+
 def test_json_and_picture_together(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     about = json.loads(call("alibi", *SMALL, "--json", "--out", str(file)).stdout)
@@ -78,6 +85,7 @@ def test_json_and_picture_together(tmp_path: Path) -> None:
     [
         (["sofmax"], 1, "the closest are: softmax"),
         (["nope"], 1, "nothing to show"),
+        (["vit_patch_embed"], 1, "it makes tokens, and mixes none"),
         (["swiglu", "--option", "hiden=3"], 1, "does not take hiden; it takes: hidden"),
         (["swiglu", "--option", "hidden=big"], 1, "hidden must be int or None, not 'big'"),
         (["softmax_attention", "--heads", "5"], 1, "must divide"),

@@ -183,3 +183,24 @@ def test_help_shows_the_defaults_of_each_task() -> None:
         model, numbers = tasks.defaults(task)
         line = next(line for line in words.splitlines() if line.split()[:1] == [task])
         assert str(model["dim"]) in line.split() and str(numbers["steps"]) in line.split(), line
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "code", "words"),
+    [
+        ("digits", ["--block", "convnext_block", "--attention", "gqa"], 2, "leave out --attention"),
+        (
+            "copy",
+            ["--block", "mamba_block", "--ffn", "gelu", "--kv-heads", "1"],
+            2,
+            "leave out --ffn and --kv-heads",
+        ),
+        ("co2", ["--attention", "axial_attention"], 1, "a part of the model does not fit these data"),
+    ],
+)
+def test_parts_that_play_no_part_are_refused(
+    tmp_path: Path, task: str, options: list[str], code: int, words: str
+) -> None:
+    out = tmp_path / "a"
+    said = " ".join(train(task, out, *options, "--steps", 1, code=code).output.split())
+    assert words in said and not out.exists(), f"it says {said!r}"

@@ -47,14 +47,14 @@ def test_batch_norm_learns_in_training_and_rests_in_eval() -> None:
         layer(x)
     q = layer.wq(x).data.reshape(-1, layer.norm.mean.size)
     error = np.max(np.abs(layer.norm.mean.data - q.mean(axis=0)))
-    error = max(error, np.max(np.abs(layer.norm.var.data - q.var(axis=0, ddof=1))))
+    error = max(error, np.max(np.abs(layer.norm.variance.data - q.var(axis=0, ddof=1))))
     assert error <= 1e-3, f"after 100 equal batches the running statistics are off by {error:.2g}"
     layer.eval()
     before = layer.state_dict()
     alone, among = layer(x[:1, :1]).data, layer(x).data[:1, :1]
     assert np.max(np.abs(alone - among)) <= 1e-12, "in eval mode tokens do not see each other"
     assert all(np.array_equal(v, before[k]) for k, v in layer.state_dict().items()), "and nothing is learned"
-    assert "norm.mean" in before and "norm.var" in before, "running statistics are saved"
+    assert "norm.mean" in before and "norm.variance" in before, "running statistics are saved"
 
 
 def test_a_batch_of_one_token() -> None:

@@ -21,6 +21,8 @@ def test_out_of_range() -> None:
     for split in (0, 8):
         with pytest.raises(ValueError, match="from 1 to dim - 1 = 7"):
             SparkFFN(8, split=split)
+    with pytest.raises(ValueError, match="leave split=3 out"):
+        SparkFFN(8, split=3, full=True)
     with pytest.raises(ValueError, match="k=0"):
         SparkFFN(8, k=0)
     with pytest.raises(ValueError, match="is not 0 at 0"):

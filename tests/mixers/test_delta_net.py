@@ -34,6 +34,17 @@ def test_hidden_tokens_leave_the_state_as_it_is() -> None:
     assert np.all(y == 0.0), "where all is hidden the memory is empty and the output zero"
 
 
+def test_a_hidden_token_writes_nothing_though_convolutions_look_back() -> None:
+    layer, x = DeltaNet(8, heads=2, dtype="float64"), np.random.default_rng(1).standard_normal((1, 4, 8))
+    mask = np.array([True, True, False, True])
+    seen = layer(mt.tensor(x), mask=mask[None, None, None]).data[:, 3]
+    # Token 2 as zeros for the convolutions, and S as it was before.
+    _, state = layer.prefill(mt.tensor(x[:, :2]), layer.start(1))
+    _, after = layer.prefill(mt.tensor(0.0 * x[:, 2:3]), state)
+    expected = layer.step(mt.tensor(x[:, 3]), after._replace(s=state.s))[0].data
+    assert np.max(np.abs(seen - expected)) <= 1e-12, "S must be as it was before the hidden token"
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="heads=3 must divide dim=8"):
         DeltaNet(8, heads=3)

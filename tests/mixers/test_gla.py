@@ -8,6 +8,7 @@ import pytest
 from minitf.engine import ShapeError, Tensor
 from minitf.mixers.gla import GLA
 from minitf.nn import Case, visible_keys
+from minitf.testing import check_variant
 
 
 def test_hidden_tokens_on_the_left_leave_no_trace() -> None:
@@ -15,6 +16,18 @@ def test_hidden_tokens_on_the_left_leave_no_trace() -> None:
     mask = np.arange(6) >= 2
     error = np.max(np.abs(layer(x, mask=mask[None, None, None]).data[:, 2:] - layer(x[:, 2:]).data))
     assert error <= 1e-12, f"padding in front changes the rest by {error:.2g}"
+
+
+def test_with_convolutions_it_passes_the_checks() -> None:
+    def make(dim: int, heads: int, seed: int, dtype: str) -> GLA:
+        return GLA(dim, heads=heads, width=3, seed=seed, dtype=dtype)
+
+    checks = ["gradients", "causal", "streams", "padding_invariant", "batch_independent", "finite"]
+    claims = ("causal", "streams", "key_masks")
+    check_variant(make, kind="token_mixer", claims=claims, checks=checks, examples=5)
+    state = GLA(8, heads=2, width=3).start(2)
+    assert [a.shape for a in state.inputs] == [(2, 2, 4), (2, 2, 4), (2, 2, 8)], "W - 1 inputs of q, k, v"
+    assert GLA(8, heads=2).start(2).inputs == (), "without convolutions there is nothing to keep"
 
 
 def test_gates_start_near_one() -> None:

@@ -83,24 +83,32 @@ def llm_int8() -> None:
 
 def tome(folder: Path) -> None:
     sys.path.insert(0, str(folder / "facebookresearch+ToMe" / "tome"))
-    from merge import bipartite_soft_matching, merge_wavg
+    from merge import bipartite_soft_matching, kth_bipartite_soft_matching, merge_wavg
 
     rng = np.random.default_rng(2)
     metric = torch.tensor(rng.standard_normal((2, 11, 3)))
 
-    for name, flags in (("tome", {}), ("tome_special", {"class_token": True, "distill_token": True})):
+    special = {"class_token": True, "distill_token": True}
+    ways = {
+        "tome": lambda: bipartite_soft_matching(metric, 4),
+        "tome_special": lambda: bipartite_soft_matching(metric, 4, **special),
+        # It drops the tokens after the last k-th one, so let there be none.
+        "tome_kth": lambda: kth_bipartite_soft_matching(metric[:, :9], 3),
+    }
+    for name, way in ways.items():
 
-        def f(x: Any, size: Any, flags: Any = flags) -> Any:
-            merge, unmerge = bipartite_soft_matching(metric, 4, **flags)
+        def f(x: Any, size: Any, way: Any = way) -> Any:
+            merge, unmerge = way()
             y, merged = merge_wavg(merge, x, size)
             return torch.cat([y, merged], dim=-1)
 
-        inputs = {"x": rng.standard_normal((2, 11, 5)), "size": rng.integers(1, 5, (2, 11, 1)).astype(float)}
+        n = 9 if name == "tome_kth" else 11
+        inputs = {"x": rng.standard_normal((2, n, 5)), "size": rng.integers(1, 5, (2, n, 1)).astype(float)}
         from_torch(name, TOME, f, inputs)
         with np.load(f"{name}.npz") as file:
             arrays = {k: file[k] for k in file.files}
         source = str(arrays.pop("source"))
-        save(name, source, arrays | {"metric": metric.numpy()})
+        save(name, source, arrays | {"metric": metric[:, :n].numpy()})
 
 
 def dit(folder: Path) -> None:

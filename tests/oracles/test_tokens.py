@@ -47,13 +47,13 @@ def test_llm_int8() -> None:
     assert error <= 1e-3, f"the product differs by {error:.2g}"
 
 
-@pytest.mark.parametrize("name", ["tome", "tome_special"])
+@pytest.mark.parametrize("name", ["tome", "tome_special", "tome_kth"])
 def test_tome(name: str) -> None:
-    special = name == "tome_special"
+    special, split = name == "tome_special", "kth" if name == "tome_kth" else "half"
     metric = Tensor(load(name)["metric"])
 
     def f(x: Tensor, size: Tensor) -> Tensor:
-        merged = ToMe(r=4, class_token=special, distill_token=special)(x, metric, size)
+        merged = ToMe(r=4, class_token=special, distill_token=special, split=split, k=3)(x, metric, size)
         return ops.concat([merged.x, merged.size], axis=-1)
 
     compare(name, f, 1e-12)

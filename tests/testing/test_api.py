@@ -232,8 +232,11 @@ def test_reports_of_many() -> None:
     fine = few(wrong, kind="attention_function", checks=["mask_rule", "finite"], expected_failures=rounding)
     reports = Reports([fine, few("rope", checks=["mask_rule", "norm_preserving"])])
     assert reports.checks == ["mask_rule", "finite", "norm_preserving"] and not reports.failed
-    assert [row[1:-1] for row in reports.rows()] == [("x", "\N{CHECK MARK}", ""), ("-", "", "\N{CHECK MARK}")]
-    assert "x large_negative_number mask_rule: a large negative number is not -inf" in str(reports)
+    assert [row[1:-1] for row in reports.rows()] == [("~", "\N{CHECK MARK}", ""), ("-", "", "\N{CHECK MARK}")]
+    assert "~ large_negative_number mask_rule: a large negative number is not -inf" in str(reports)
+    lines = [line.split() for line in reports.lines()]
+    assert lines[0] == ["variant", "1", "s"] and lines[1][:2] == ["large_negative_number", "~\N{CHECK MARK}"]
+    assert reports.legend()[1:] == ["  1 mask_rule, finite, norm_preserving"]
     reports.append(bad)
     assert reports.failed == [bad] and "\N{BALLOT X} large_negative_number mask_rule" in reports._repr_html_()
     data = json.loads(reports.to_json())

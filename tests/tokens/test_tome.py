@@ -49,10 +49,29 @@ def test_the_place_of_a_token_matters() -> None:
     assert np.any(np.abs(sums[0] - sums[1]) > 1e-6), "even and odd places play different parts"
 
 
+@pytest.mark.parametrize(("n", "k", "left"), [(9, 3, 3), (10, 3, 3), (2, 3, 2), (5, 1, 5), (6, 2, 3)])
+def test_every_kth_token_stays(n: int, k: int, left: int) -> None:
+    assert ToMe(split="kth", k=k)(Case(t=n).tokens()).x.shape[1] == left
+
+
+def test_random_tokens_go() -> None:
+    x = Case(t=9).tokens()
+    drawn = [ToMe(r=4, split="random", seed=seed)(x).matching.src.tolist() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2], "the seed draws who goes"
+    given = ToMe(r=4, split="random")(x, rng=np.random.default_rng(5)).matching.src.tolist()
+    assert given != drawn[0], "a generator given to the call draws instead"
+    assert ToMe(r=100, split="random")(x).x.shape[1] == 1, "one token is left at least"
+
+
 def test_size_bias_and_errors() -> None:
     assert np.allclose(size_bias(Tensor(np.full((2, 3, 1), 4.0))).data, np.log(4.0))
     assert size_bias(Tensor(np.ones((2, 3, 1)))).shape == (2, 1, 1, 3)
     with pytest.raises(ValueError, match="0 or more"):
         ToMe(r=-1)
+    for options in ({"split": "thirds"}, {"split": "kth", "k": 0}):
+        with pytest.raises(ValueError, match="half, kth or random"):
+            ToMe(**options)
+    with pytest.raises(ValueError, match="protects no class"):
+        ToMe(split="kth", class_token=True)
     with pytest.raises(ShapeError, match=r"\(B, N, D\)"):
         ToMe()(Tensor(np.ones((3, 4))))

@@ -210,6 +210,36 @@ def test_unknown_options_are_named() -> None:
         viz.study("swiglu", options={"hiden": 3})
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "share"),
+    [
+        ("sliding_window", {"left": 8}, 0.25),
+        ("bigbird", {"block": 1}, 0.6),
+        ("swin_attention", {"window": 4}, 0.25),
+        ("neighborhood_attention", {"window": 4}, 0.25),
+    ],
+)
+def test_windows_are_smaller_than_the_picture(name: str, options: dict[str, int], share: float) -> None:
+    study = viz.study(name, dim=4, heads=2, lengths=(16, 32))
+    assert study.options == options, "the headline must tell what was changed"
+    assert (study.matrix > 0).mean() <= share, f"{name} looks like full attention"
+
+
+def test_windows_that_were_asked_for_stay() -> None:
+    study = viz.study("sliding_window", dim=4, lengths=(16, 32), options={"left": 30})
+    assert study.options == {"left": 30}
+    assert viz.study("gla", dim=4, tokens=8, lengths=(16, 32)).options == {}, "chunks are no reach"
+
+
+@pytest.mark.parametrize("name", ["dit_block", "cascaded_group_attention"])
+def test_layers_that_begin_as_zero_are_drawn(name: str) -> None:
+    study = viz.study(name, tokens=4, dim=4, lengths=(16, 32))
+    assert study.drawn and (study.matrix > 0).all(), "the picture shows no influence between tokens"
+    assert study.heads is None, "a list of heads is no number of heads"
+    assert "weights that begin as zeros drawn" in words_of(viz.variant_picture(study))
+    assert not viz.study("softmax_attention", tokens=4, dim=4, lengths=(16, 32)).drawn
+
+
 @pytest.mark.parametrize(("n", "grid"), [(64, (8, 8)), (32, (4, 8)), (12, (3, 4)), (7, (1, 7)), (1, (1, 1))])
 def test_grids_are_as_square_as_can_be(n: int, grid: tuple[int, int]) -> None:
     assert variant.Maker("x", None, False, 4, 0, {}).grid(n) == grid
