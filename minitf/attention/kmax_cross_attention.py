@@ -59,8 +59,8 @@ CARD = Card(
     grid="2d",
     complexity="7 N D^2 + 3 N L D + 50 N D",
     properties=("batch_independent",),
-    basis="published code: bytedance/kmax-deeplab f8e1d04 kMaXTransformerLayer, which gives the same values at "
-    "its fixed widths",
+    basis="published code: bytedance/kmax-deeplab f8e1d04 kMaXTransformerLayer, which gives the same values "
+    "at its fixed widths",
 )
 
 

@@ -253,21 +253,6 @@ def build(case: Case, **options: Any) -> MLA:
     return MLA(case.dim, heads=case.h, seed=case.seed, dtype="float64", **options)
 
 
-def parts_of(case: Case) -> tuple[Any, ...]:
-    """q_n, q_r, c, k_r and W_kvb: normal, all widths different, dv = d + 1."""
-    rng, b, h, t, d = case.rng(), case.b, case.h, case.t, case.d
-    shapes = ((b, h, t, d), (b, h, t, 2), (b, t, 3), (b, t, 2), (3, h * (2 * d + 1)))
-    return tuple(Tensor(rng.standard_normal(shape)) for shape in shapes)
-
-
-@identity("the naive and the absorbed form are equal, with and without a mask that hides whole rows")
-def absorption(case: Case) -> tuple[Tensor, Tensor]:
-    parts = parts_of(case)
-    visible = case.rng().random((case.b, case.h, case.t, case.t)) < 0.5
-    tries: list[dict[str, Any]] = [{"causal": True}, {"mask": visible}]
-    return ops.stack([naive(*parts, **o) for o in tries]), ops.stack([absorbed(*parts, **o) for o in tries])
-
-
 @identity("the layer equals the equations, head by head")
 def by_equations(case: Case) -> tuple[Tensor, Tensor]:
     layer, x, n = build(case, q_rank=3, rope_dim=2), case.tokens(), np.arange(case.t)
@@ -284,6 +269,21 @@ def by_equations(case: Case) -> tuple[Tensor, Tensor]:
         key = ops.concat([kv_h[..., : case.d], k_r], axis=-1)
         heads.append(plain(query, key, kv_h[..., case.d :], visible)[:, 0])
     return layer(x), layer.wo(ops.concat(heads, axis=-1))
+
+
+def parts_of(case: Case) -> tuple[Any, ...]:
+    """q_n, q_r, c, k_r and W_kvb: normal, all widths different, dv = d + 1."""
+    rng, b, h, t, d = case.rng(), case.b, case.h, case.t, case.d
+    shapes = ((b, h, t, d), (b, h, t, 2), (b, t, 3), (b, t, 2), (3, h * (2 * d + 1)))
+    return tuple(Tensor(rng.standard_normal(shape)) for shape in shapes)
+
+
+@identity("the naive and the absorbed form are equal, with and without a mask that hides whole rows")
+def absorption(case: Case) -> tuple[Tensor, Tensor]:
+    parts = parts_of(case)
+    visible = case.rng().random((case.b, case.h, case.t, case.t)) < 0.5
+    tries: list[dict[str, Any]] = [{"causal": True}, {"mask": visible}]
+    return ops.stack([naive(*parts, **o) for o in tries]), ops.stack([absorbed(*parts, **o) for o in tries])
 
 
 @identity("the attention map times the values is the output, with every position scheme and under a mask")

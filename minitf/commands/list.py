@@ -21,7 +21,7 @@ COLUMNS = ("name", "kind", "family", "year", "causal", "streams", "grid", "parit
 # On a terminal: what stays however narrow it is, then what is added while the title keeps its room.
 ALWAYS = ("name", "kind")
 ADDED = ("year", "causal", "streams", "grid", "family", "parity")
-TITLE = 28
+TITLE = 20
 
 
 @click.command("list")

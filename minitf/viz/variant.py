@@ -205,7 +205,8 @@ class Maker:
         free |= set() if card.family == "block sparse" else {"block"}
         narrow = self
         for option in REACH.keys() & takes.keys() - free - self.options.keys():
-            most = n // REACH[option][0] if self.flat else self.grid(n)[0] // REACH[option][1]
+            flat, grid = REACH[option]
+            most = max(1 if option == "block" else 2, n // flat if self.flat else self.grid(n)[0] // grid)
             if not registry.is_count(takes[option]) or takes[option] <= most:
                 continue
             for value in range(most, max(0, most - 2), -1):

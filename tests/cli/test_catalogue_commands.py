@@ -96,7 +96,7 @@ def test_list_without_a_match_says_so() -> None:
 
 
 def test_list_refuses_unknown_kinds() -> None:
-    assert "attention, block, ffn" in call("list", "--kind", "atention", code=2).output
+    assert "adapter, attention, block" in call("list", "--kind", "atention", code=2).output
     assert "softmax" in call("list", "--family", "sofmax", code=2).output
     assert "1d, " in call("list", "--grid", "7d", code=2).output
 
@@ -151,7 +151,7 @@ def test_list_fits_the_terminal(width: int, capsys: pytest.CaptureFixture[str]) 
 def test_one_variant_is_no_plural(capsys: pytest.CaptureFixture[str]) -> None:
     cells = [[list_command.cell(v) for v in row.values()] for row in rows_of_the_table()[:1]]
     list_command.print_fitting(cells, 200)
-    assert "1 variant\n" in click.unstyle(capsys.readouterr().out)
+    assert "\n1 variant;" in click.unstyle(capsys.readouterr().out)
 
 
 def rows_of_the_table() -> list[dict[str, Any]]:
