@@ -188,7 +188,9 @@ def run_check(one: Subject, name: str, examples: int, backend: str, expected: st
     case, error = failed
     if expected:
         return Result(name, backend, "expected failure", expected, case, count, seconds)
-    said = isinstance(error, AssertionError) and str(error)
+    # pytest rewrites the assertions of its plugins' packages, ours too, and adds what it saw on lines of its
+    # own.
+    said = isinstance(error, AssertionError) and str(error).split("\nassert ")[0]
     reason = said or f"{type(error).__name__}: {error}"
     return Result(name, backend, "failed", reason, case, count, seconds, snippet(one, name, case, backend))
 

@@ -140,14 +140,17 @@ def study(
     x, others = inputs[0], inputs[1:]
 
     def run(z: Tensor) -> Tensor:
-        return tensor_of(layer(z, *others), name)
+        # As many examples of the other inputs as there are of the tokens.
+        more = (Tensor(np.repeat(v.data, len(z), axis=0)) for v in others)
+        return tensor_of(layer(z, *more), name)
 
     drawn = False
     if card.kind in CHANNEL_KINDS:
         pattern, matrix, maps = "channels", channel_matrix(run, x), None
     else:
-        # Other inputs have one example only.
-        how: dict[str, Any] = {"progress": half, **({"copies": 1} if others else {})}
+        # Other inputs without an axis of examples cannot be repeated.
+        alone = any(v.ndim == 0 or len(v) != 1 for v in others)
+        how: dict[str, Any] = {"progress": half, **({"copies": 1} if alone else {})}
         matrix = mixing_matrix(run, x, **how)
         if (
             tokens > 1
@@ -239,7 +242,9 @@ class Maker:
             layer.to(dtype)
         heads = heads_of(layer, None) or 1
         heads = heads if self.dim % heads == 0 else 1
-        case = Case(b=1, t=grid[0], w=grid[-1], h=heads, d=self.dim // heads, seed=self.seed)
+        # Other inputs of a sequence, such as maps (t, w) to look at, must not grow with its square.
+        width = grid[1] if len(grid) > 1 else 8
+        case = Case(b=1, t=grid[0], w=width, h=heads, d=self.dim // heads, seed=self.seed)
         if hasattr(self.cls, "example_inputs"):
             inputs = self.cls.example_inputs(case)
         else:

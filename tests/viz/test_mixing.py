@@ -225,6 +225,13 @@ def test_windows_are_smaller_than_the_picture(name: str, options: dict[str, int]
     assert (study.matrix > 0).mean() <= share, f"{name} looks like full attention"
 
 
+def test_other_inputs_do_not_grow_with_the_square_of_the_tokens() -> None:
+    study = viz.study("deformable_attention", tokens=2, dim=4, heads=1, lengths=(64, 128))
+    assert study.cost is not None
+    power = study.cost.slopes[0]
+    assert abs(power - 1.0) <= 0.1, f"deformable attention is linear in its cells, not N^{power:.2f}"
+
+
 def test_windows_that_were_asked_for_stay() -> None:
     study = viz.study("sliding_window", dim=4, lengths=(16, 32), options={"left": 30})
     assert study.options == {"left": 30}
