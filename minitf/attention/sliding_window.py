@@ -47,6 +47,7 @@ CARD = Card(
     properties=("causal", "streams", "batch_independent", "row_stochastic"),
     basis="published code: allenai/longformer longformer/longformer.py",
     aliases={"local_window": {"causal": False}},
+    parity=("transformers 5.23.0 LongformerSelfAttention",),
 )
 
 

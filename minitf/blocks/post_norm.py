@@ -37,6 +37,7 @@ CARD = Card(
     properties=("causal", "streams", "batch_independent"),
     basis="published code: ml-jku/hopfield-layers hflayers/transformer.py; memory (certain)",
     aliases={"post": {}},
+    parity=("torch 2.13.0 nn.TransformerEncoderLayer",),
 )
 
 

@@ -38,6 +38,7 @@ CARD = Card(
     properties=("causal", "streams", "batch_independent"),
     basis="published code: GuoTianYu2000/Active-Dormant-Attention BBM/model.py",
     aliases={"pre": {}},
+    parity=("torch 2.13.0 nn.TransformerEncoderLayer",),
 )
 
 

@@ -35,6 +35,7 @@ CARD = Card(
     properties=("token_wise",),
     basis="paper text; approximations checked numerically",
     aliases={"gelu": {}, "gelu_tanh": {"approximate": "tanh"}},
+    parity=("transformers 5.23.0 CLIPMLP", "transformers 5.23.0 GPT2MLP"),
 )
 
 

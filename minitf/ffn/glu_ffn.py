@@ -42,6 +42,7 @@ CARD = Card(
         "geglu": {"act": "gelu"},
         "swiglu": {"act": "silu"},
     },
+    parity=("transformers 5.23.0 LlamaMLP", "torch 2.13.0 functional.glu"),
 )
 
 

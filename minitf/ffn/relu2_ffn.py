@@ -35,6 +35,7 @@ CARD = Card(
     properties=("token_wise",),
     basis="published code: lucidrains/x-transformers (ReluSquared); KellerJordan/modded-nanogpt",
     aliases={"relu2": {}},
+    parity=("transformers 5.23.0 NemotronMLP",),
 )
 
 

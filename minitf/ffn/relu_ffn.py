@@ -34,6 +34,7 @@ CARD = Card(
     properties=("token_wise",),
     basis="paper text, checked against lucidrains/x-transformers x_transformers.py",
     aliases={"relu": {}},
+    parity=("transformers 5.23.0 CLIPMLP",),
 )
 
 

@@ -51,6 +51,7 @@ CARD = Card(
     complexity="10 N D^2 + 4 N^2 D + 16 rho N D^2",
     properties=("batch_independent",),
     basis="published code: youweiliang/evit evit.py, helpers.py",
+    parity=("youweiliang/evit 5ca95a7 Block",),
 )
 
 

@@ -155,7 +155,7 @@ def study(
         if (
             tokens > 1
             and card.kind in ("attention", "block")
-            and not (matrix - np.diag(np.diag(matrix))).any()
+            and not (matrix * (1.0 - np.eye(*matrix.shape))).any()
         ):
             drawn = draw_zeros(layer, seed)
             matrix = mixing_matrix(run, x, **how) if drawn else matrix

@@ -1,6 +1,8 @@
 """Mixing matrices and costs equal the whole Jacobian and counts by hand; the page shows what it should."""
 
+import functools
 import math
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -230,6 +232,19 @@ def test_other_inputs_do_not_grow_with_the_square_of_the_tokens() -> None:
     assert study.cost is not None
     power = study.cost.slopes[0]
     assert abs(power - 1.0) <= 0.1, f"deformable attention is linear in its cells, not N^{power:.2f}"
+
+
+def test_more_inputs_are_repeated_with_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    def matrix(name: str) -> Any:
+        return viz.study(name, tokens=4, dim=4, heads=2, lengths=(16, 32)).matrix
+
+    names = ("dit_block", "deformable_attention", "kmax_cross_attention")
+    together = [matrix(name) for name in names]
+    one = functools.partial(viz.mixing_matrix, copies=1)
+    monkeypatch.setattr(variant, "mixing_matrix", lambda f, x, progress: one(f, x))
+    for name, fast in zip(names, together):
+        error = np.abs(fast - matrix(name)).max()
+        assert error <= 1e-12, f"{name}: rows computed together and alone differ by {error:.2g}"
 
 
 def test_windows_that_were_asked_for_stay() -> None:

@@ -37,6 +37,7 @@ CARD = Card(
     complexity="8 N D",
     properties=("token_wise",),
     basis="paper text; compared with torch in the GPT-2 parity test",
+    parity=("torch 2.13.0 functional.layer_norm",),
 )
 
 

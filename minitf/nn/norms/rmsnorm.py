@@ -36,6 +36,7 @@ CARD = Card(
     complexity="4 N D",
     properties=("token_wise",),
     basis="published code: microsoft/unilm Diff-Transformer/rms_norm.py",
+    parity=("torch 2.13.0 functional.rms_norm",),
 )
 
 

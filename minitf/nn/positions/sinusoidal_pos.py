@@ -37,6 +37,7 @@ CARD = Card(
     properties=(),
     basis="published code: tensorflow/tensor2tensor get_timing_signal_1d; paper text",
     aliases={"sinusoidal": {}},
+    parity=("transformers 5.23.0 SpeechT5ScaledPositionalEncoding",),
 )
 
 
