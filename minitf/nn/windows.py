@@ -16,8 +16,8 @@ from .module import Module, Parameter
 def partition(x: Tensor, rows: int, columns: int) -> Tensor:
     """Cut (B, R, C, D) into windows (B, R/rows * C/columns, rows * columns, D), row by row inside and out."""
     b, r, c, d = x.shape
-    x = x.reshape((b, r // rows, rows, c // columns, columns, d))
-    return x.permute_dims((0, 1, 3, 2, 4, 5)).reshape((b, -1, rows * columns, d))
+    x = ops.reshape(x, (b, r // rows, rows, c // columns, columns, d))
+    return ops.reshape(ops.permute_dims(x, (0, 1, 3, 2, 4, 5)), (b, -1, rows * columns, d))
 
 
 def unpartition(windows: Tensor, shape: tuple[int, int], rows: int, columns: int) -> Tensor:

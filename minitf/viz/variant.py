@@ -375,8 +375,13 @@ def draw_pattern(axes: Axes, study: Study) -> None:
     # What is infinite, such as the bias of a hidden key, has no colour.
     m = np.where(np.isfinite(m), m, np.nan)
     image = axes.imshow(m, interpolation="nearest", **colours(m, root=study.pattern == "mixing"))
+    if max(m.shape) > 2 * min(m.shape):
+        # Few tokens come out of many: wide cells, because a thin strip cannot be read.
+        axes.set_aspect("auto")
+        axes.set_box_aspect(1)
     if study.pattern == "mixing" and len(study.grid) == 2:
-        across, down = (f"{name}, row by row" for name in (across, down))
+        across = f"{across}, row by row"
+        down = f"{down}, row by row" if m.shape[0] == m.shape[1] else down
         for line in range(study.grid[1], max(m.shape), study.grid[1]):
             for draw, length in ((axes.axvline, m.shape[1]), (axes.axhline, m.shape[0])):
                 if line < length:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import minitf as mt
 from minitf.engine import ShapeError, Tensor
 from minitf.nn import Case
 from minitf.tokens.tome import ToMe, match, schedule, size_bias
@@ -75,3 +76,13 @@ def test_size_bias_and_errors() -> None:
         ToMe(split="kth", class_token=True)
     with pytest.raises(ShapeError, match=r"\(B, N, D\)"):
         ToMe()(Tensor(np.ones((3, 4))))
+
+
+def test_matching_is_counted() -> None:
+    counted = []
+    for n in (64, 128, 256):
+        with mt.profile() as p:
+            ToMe(r=4)(Case(b=1, t=n).tokens())
+        counted.append(p.flops)
+    # N^2 d / 2 leads, linear terms beside it.
+    assert counted[2] / counted[1] >= 3.0 and counted[1] / counted[0] >= 2.5, f"operations {counted}"

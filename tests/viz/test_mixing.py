@@ -247,6 +247,12 @@ def test_more_inputs_are_repeated_with_the_tokens(monkeypatch: pytest.MonkeyPatc
         assert error <= 1e-12, f"{name}: rows computed together and alone differ by {error:.2g}"
 
 
+def test_few_outputs_of_many_tokens_are_no_thin_strip() -> None:
+    picture = viz.variant_picture(viz.study("kmax_cross_attention", dim=4, heads=1, lengths=(16, 32)))
+    panel = next(a for a in picture.findobj(matplotlib.axes.Axes) if a.get_ylabel() == "output token")
+    assert panel.get_box_aspect() == 1 and panel.get_aspect() == "auto"
+
+
 def test_windows_that_were_asked_for_stay() -> None:
     study = viz.study("sliding_window", dim=4, lengths=(16, 32), options={"left": 30})
     assert study.options == {"left": 30}
