@@ -39,7 +39,7 @@ def states_a_growth(subject: Subject) -> str:
     return "its card leaves the cost to its branches" if "branches" in card.complexity else ""
 
 
-@check(kinds=LAYERS, needs=states_a_growth, share=0.0)
+@check(kinds=(*LAYERS, "token_reducer"), needs=states_a_growth, share=0.0)
 def cost_grows_as_stated(subject: Subject, case: Case) -> None:
     """Counted floating-point operations grow with the number of tokens as the card says."""
     assert subject.card is not None
