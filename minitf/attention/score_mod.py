@@ -188,7 +188,7 @@ class ScoreModAttention(Module):
         score_mod: ScoreMod | None = None,
         mask_mod: MaskMod | None = None,
         causal: bool = True,
-        tile: int = 32,
+        tile: int = 64,
         scale: float | None = None,
         bias: bool = False,
         seed: init.Seed = 0,
