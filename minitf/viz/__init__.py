@@ -14,7 +14,8 @@ from .curves import loss_curve
 from .graph import graph
 from .mixing import Cost, cost_against_length, mixing_matrix
 from .picture import Picture
-from .variant import Study, study, variant_picture
+from .studies import Study, study
+from .variant import variant_picture
 
 __all__ = [
     "Cost", "Picture", "Study", "attention_map", "cost_against_length", "graph", "loss_curve", "mask_picture",

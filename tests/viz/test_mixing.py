@@ -13,9 +13,9 @@ from minitf import ops, viz
 from minitf.engine import ShapeError
 from minitf.nn import Module
 from minitf.registry import OptionError
-from minitf.viz import mixing, variant
+from minitf.viz import mixing, studies, variant
 from minitf.viz.mixing import channel_matrix
-from minitf.viz.variant import PlotError
+from minitf.viz.studies import PlotError
 
 RNG = np.random.default_rng(0)
 
@@ -190,10 +190,10 @@ def test_hidden_keys_of_a_bias_have_no_colour() -> None:
 
 
 def test_kinds_without_tokens_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind, why in variant.WHY_NOT.items():
+    for kind, why in studies.WHY_NOT.items():
         card = type("Card", (), {"kind": kind, "grid": "1d"})
         monkeypatch.setattr(
-            variant.registry, "variant_class", lambda name, card=card: type("V", (), {"card": card})
+            studies.registry, "variant_class", lambda name, card=card: type("V", (), {"card": card})
         )
         with pytest.raises(PlotError, match=why):
             viz.study("softmax_attention")
@@ -201,10 +201,10 @@ def test_kinds_without_tokens_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_of_several_outputs_the_first_counts() -> None:
     x = mt.zeros((1, 2, 3))
-    assert variant.tensor_of((x, "sizes"), "tome") is x and variant.tensor_of(x, "gla") is x
+    assert studies.tensor_of((x, "sizes"), "tome") is x and studies.tensor_of(x, "gla") is x
     for wrong in ("words", (1, 2), (), mt.zeros((2, 3))):
         with pytest.raises(PlotError, match=r"x gives .* holds no tokens"):
-            variant.tensor_of(wrong, "x")
+            studies.tensor_of(wrong, "x")
 
 
 def test_unknown_options_are_named() -> None:
@@ -241,7 +241,7 @@ def test_more_inputs_are_repeated_with_the_tokens(monkeypatch: pytest.MonkeyPatc
     names = ("dit_block", "deformable_attention", "kmax_cross_attention")
     together = [matrix(name) for name in names]
     one = functools.partial(viz.mixing_matrix, copies=1)
-    monkeypatch.setattr(variant, "mixing_matrix", lambda f, x, progress: one(f, x))
+    monkeypatch.setattr(studies, "mixing_matrix", lambda f, x, progress: one(f, x))
     for name, fast in zip(names, together):
         error = np.abs(fast - matrix(name)).max()
         assert error <= 1e-12, f"{name}: rows computed together and alone differ by {error:.2g}"
@@ -270,7 +270,7 @@ def test_layers_that_begin_as_zero_are_drawn(name: str) -> None:
 
 @pytest.mark.parametrize(("n", "grid"), [(64, (8, 8)), (32, (4, 8)), (12, (3, 4)), (7, (1, 7)), (1, (1, 1))])
 def test_grids_are_as_square_as_can_be(n: int, grid: tuple[int, int]) -> None:
-    assert variant.Maker("x", None, False, 4, 0, {}).grid(n) == grid
+    assert studies.Maker("x", None, False, 4, 0, {}).grid(n) == grid
 
 
 def test_grids_get_maps_of_what_a_token_sees() -> None:
