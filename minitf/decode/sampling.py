@@ -70,6 +70,15 @@ def probabilities(
     return p
 
 
+def draw(p: Array, rng: np.random.Generator) -> Any:
+    """Ids (...) from probabilities (..., V), with one number from the generator for each row."""
+    # The first id whose cumulated probability exceeds u. A number below 1 times the total is below the
+    # total, in floating point too, so there is such an id; and its own probability is not zero.
+    total = np.cumsum(p, axis=-1)
+    u = np.asarray(rng.random(p.shape[:-1]))[..., None] * total[..., -1:]
+    return np.sum(total <= u, axis=-1)
+
+
 def sample_logits(
     logits: Any,
     temperature: float = 1.0,
@@ -92,11 +101,7 @@ def sample_logits(
     elif rng is None:
         raise ValueError("sampling needs a generator: rng=np.random.default_rng(seed)")
     else:
-        # The first id whose cumulated probability exceeds u. A number below 1 times the total is below the
-        # total, in floating point too, so there is such an id; and its own probability is not zero.
-        total = np.cumsum(p, axis=-1)
-        u = rng.random(p.shape[:-1])[..., None] * total[..., -1:]
-        ids = np.sum(total <= u, axis=-1)
+        ids = draw(p, rng)
     return int(ids) if ids.ndim == 0 else ids.astype(np.int64)
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from minitf.engine import Array
 from minitf.nn import Card, Case, Module, Paper, identity, init
 
-from .sampling import check_settings, probabilities
+from .sampling import check_settings, draw, probabilities
 
 CARD = Card(
     name="speculative_decoding",
@@ -58,12 +58,6 @@ def acceptance(p: Array, q: Array, lenience: float = 1.0) -> Array:
     return np.where(q > 0.0, np.minimum(1.0, p / np.where(q > 0.0, lenience * q, 1.0)), 0.0)
 
 
-def draw(p: Array, rng: np.random.Generator) -> int:
-    """A token from probabilities (V,)."""
-    total = np.cumsum(p)
-    return int(np.sum(total <= rng.random() * total[-1]))
-
-
 def verify(p: Array, q: Array, drafted: Array, rng: np.random.Generator, lenience: float = 1.0) -> list[int]:
     """The tokens of one pass: drafted ones as far as they are accepted, and one of the target's own.
 
@@ -71,8 +65,8 @@ def verify(p: Array, q: Array, drafted: Array, rng: np.random.Generator, lenienc
     """
     for i, token in enumerate(drafted):
         if rng.random() >= acceptance(p[i], q[i], lenience)[token]:
-            return [*map(int, drafted[:i]), draw(residual(p[i], q[i]), rng)]
-    return [*map(int, drafted), draw(p[-1], rng)]
+            return [*map(int, drafted[:i]), int(draw(residual(p[i], q[i]), rng))]
+    return [*map(int, drafted), int(draw(p[-1], rng))]
 
 
 class Speculation(NamedTuple):
@@ -140,7 +134,7 @@ class SpeculativeDecoding(Module):
             for i in range(g):
                 logits, small = draft.step(np.array([found[-1] if i else ids[-1]]), small)
                 q.append(probabilities(logits.data[0], *self.settings))
-                found.append(draw(q[-1], rng))
+                found.append(int(draw(q[-1], rng)))
             logits, large = target.prefill(np.array([[ids[-1], *found]]), states[0])
             p = probabilities(logits.data[0], *self.settings)
             new = verify(p, np.array(q), np.array(found, dtype=int), rng, self.lenience)
