@@ -47,6 +47,7 @@ from minitf.nn import (
 )
 
 from . import delta_net
+from .delta_net import joined, l2norm
 
 CARD = Card(
     name="gated_delta_net",
@@ -66,10 +67,6 @@ CARD = Card(
         "transformers 5.23.0 Qwen3NextGatedDeltaNet",
     ),
 )
-
-
-def l2norm(x: Tensor) -> Tensor:
-    return x / ops.sqrt((x * x).sum(axis=-1, keepdims=True) + 1e-6)
 
 
 def recurrent(
@@ -204,10 +201,6 @@ def heads_of(case: Case) -> Heads:
     """q, k of length 1 (b, h, t, d), v (b, h, t, d + 1), beta in (0, 2) and g <= 0 (b, h, t, 1)."""
     q, k, v, beta = delta_net.heads_of(case)
     return q, k, v, beta, Tensor(-np.random.default_rng([case.seed, 1]).exponential(size=beta.shape))
-
-
-def joined(o: Tensor, state: Tensor) -> Tensor:
-    return ops.concat([o.reshape((-1,)), state.reshape((-1,))])
 
 
 @identity("chunks of any size give the outputs and the last state of the recurrence")

@@ -21,7 +21,7 @@ import numpy as np
 
 from minitf.engine import Array, ShapeError, Tensor, no_grad, to_device
 from minitf.nn import Dropout, Embedding, Module, Position, as_norm
-from minitf.registry import build, resolve, variant_class
+from minitf.registry import build, parameters, resolve, variant_class
 
 from .config import Config, Parts
 
@@ -84,9 +84,7 @@ class Backbone(Module):
         """The attention maps (B, H, N, N) of each block while `run` calls the model, without dropout."""
         mixers = [mixer_of(block) for block in self.blocks if hasattr(mixer_of(block), "weights")]
         if not mixers:
-            raise ValueError(
-                f"attention={self.config.attention!r} forms no weights, so it has no maps to show"
-            )
+            raise ValueError(f"{self.mixing_part()} forms no weights, so it has no maps to show")
         found = []
 
         def keep(mixer: Any, args: tuple[Any, ...]) -> None:
@@ -100,6 +98,11 @@ class Backbone(Module):
             for hook in hooks:
                 hook.remove()
         return found
+
+    def mixing_part(self) -> str:
+        """The field of the config that names what mixes tokens, and its value, for messages."""
+        part = "block" if mixer_of(self.blocks[0]) is self.blocks[0] else "attention"
+        return f"{part}={getattr(self.config, part)!r}"
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -179,9 +182,14 @@ class OnGrid(Module):
         return y.reshape(x.shape)
 
 
+def on_grid(part: Any, host: Host) -> Any:
+    """A part of a model as a part of a stack of tokens: wrapped, where it wants rows and columns."""
+    return OnGrid(part, host.grid) if len(host.grid) > 1 and part.card.grid in ("2d", "nd") else part
+
+
 def mixer_of(block: Any) -> Any:
     """The mixer that a block was given, or the block itself where it is a whole layer."""
-    return block.mixer if "mixer" in inspect.signature(type(block)).parameters else block
+    return block.mixer if "mixer" in parameters(type(block)) else block
 
 
 def with_a_loss(module: Module) -> Iterator[Any]:
@@ -219,7 +227,7 @@ def share_right(logits: Tensor, targets: Any, ignore: int | None = None) -> floa
 
 def accepts(name: str, option: str) -> bool:
     """Whether the constructor of a variant takes this option."""
-    return option in inspect.signature(variant_class(name)).parameters
+    return option in parameters(variant_class(name))
 
 
 def takes_mask(name: str) -> bool:
@@ -236,13 +244,12 @@ def position_scheme(config: Parts, host: Host, rng: np.random.Generator, dtype: 
 
 def build_block(config: Parts, host: Host, rng: np.random.Generator, dtype: Any) -> Any:
     """One block with its mixer and FFN."""
-    cls = variant_class(config.block)
-    takes = inspect.signature(cls).parameters
+    takes = parameters(variant_class(config.block))
     if not {"mixer", "ffn"} & takes.keys():
         # A whole layer by itself, such as Mamba's: the mixer and the FFN of the config play no part.
         check_position(config, "block")
         whole = build(config.block, config.dim, **common_options("block", config, host, rng, dtype))
-        return OnGrid(whole, host.grid) if len(host.grid) > 1 and cls.card.grid in ("2d", "nd") else whole
+        return on_grid(whole, host)
     if not {"mixer", "ffn", "norm"} <= takes.keys():
         raise ValueError(
             f"block={config.block!r} is not built from a mixer, an FFN and a norm: choose another"
@@ -257,10 +264,7 @@ def build_block(config: Parts, host: Host, rng: np.random.Generator, dtype: Any)
         for name in last:
             if hasattr(branch, name):
                 getattr(branch, name).weight.data *= 1.0 / math.sqrt(2 * config.depth)
-    mixer, ffn = (
-        OnGrid(branch, host.grid) if len(host.grid) > 1 and branch.card.grid in ("2d", "nd") else branch
-        for branch in (mixer, ffn)
-    )
+    mixer, ffn = on_grid(mixer, host), on_grid(ffn, host)
     return build(config.block, config.dim, mixer=mixer, ffn=ffn, **options)
 
 

@@ -100,9 +100,7 @@ class LanguageModel(TokenBackbone):
             name = self.config.ffn
             raise ValueError(f"ffn={name!r} looks at several tokens: call the model on whole sequences")
         if not all(hasattr(mixer_of(block), "step") for block in self.blocks):
-            part = "block" if mixer_of(self.blocks[0]) is self.blocks[0] else "attention"
-            name = getattr(self.config, part)
-            raise ValueError(f"{part}={name!r} does not stream: call the model on whole sequences")
+            raise ValueError(f"{self.mixing_part()} does not stream: call the model on whole sequences")
         return State(tuple(block.start(batch) for block in self.blocks), 0, batch)
 
     def prefill(self, tokens: Any, state: State) -> tuple[Tensor, State]:
