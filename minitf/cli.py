@@ -27,6 +27,7 @@ COMMANDS = {
     "plot": "Draw a variant: which tokens it mixes, and what it costs as N grows.",
     "check": "Check a variant of the catalogue, or one of your own.",
     "lessons": "Open the lessons in JupyterLab.",
+    "course": "Teach with the lessons: release, grade and check them.",
     "bench": "Measure speed on this machine.",
     "info": "Show versions, threads, backends and what is installed.",
     "doctor": "Find what is missing or wrong, and the command that mends it.",

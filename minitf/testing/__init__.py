@@ -10,7 +10,7 @@ from minitf.nn import Case
 from . import checks
 from .checks import CHECKS
 from .doors import check_variant, parametrize_with_checks, variant_checks
-from .exercise import ExerciseError, exercise
+from .exercise import NOTEBOOK, ExerciseError, exercise
 from .handed_in import from_file
 from .kinds import CLAIMS, GRIDS, KINDS, UsageError, known
 from .report import CheckError, Report, Reports, Result
@@ -23,5 +23,5 @@ __all__ = [
     "UsageError",
     "checks", "from_file", "known", "subject",
     "FILLINGS", "cases_for", "dtypes", "fillings", "masks", "sizes",
-    "ExerciseError", "exercise",
+    "NOTEBOOK", "ExerciseError", "exercise",
 ]  # fmt: skip

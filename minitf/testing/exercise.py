@@ -7,6 +7,11 @@ from collections.abc import Callable
 
 from minitf.engine import MinitfError
 
+from .report import CheckError
+
+# Examples for `check_variant` in a lesson: under five seconds.
+NOTEBOOK = 8
+
 
 class ExerciseError(MinitfError, AssertionError):
     """An exercise that is not solved, where the environment asks for strictness."""
@@ -19,8 +24,9 @@ def exercise(name: str) -> Callable[[Callable[[], None]], None]:
         def check():
             assert abs(my_softmax(x).sum() - 1) <= 1e-12, "the weights must sum to 1"
 
-    A failed assertion prints its message, any other error its type and text. With the environment variable
-    MINITF_STRICT set, as in the tests of the lessons, it raises instead.
+    A failed assertion prints its message, `check_variant` the first check that failed with its smallest case,
+    any other error its type and text. With the environment variable MINITF_STRICT set, as when a lesson is
+    graded, it raises instead.
 
     Raises:
         ExerciseError: not solved, and MINITF_STRICT is set.
@@ -30,9 +36,7 @@ def exercise(name: str) -> Callable[[Callable[[], None]], None]:
         try:
             check()
         except Exception as error:
-            what = str(error) or "an assertion failed"
-            if not isinstance(error, AssertionError):
-                what = f"{type(error).__name__}: {what}"
+            what = in_words(error)
             if os.environ.get("MINITF_STRICT"):
                 raise ExerciseError(f"{name}: {what}") from error
             print(f"\N{BALLOT X} {name}: not yet. {what}")
@@ -40,3 +44,13 @@ def exercise(name: str) -> Callable[[Callable[[], None]], None]:
             print(f"\N{CHECK MARK} {name}: solved")
 
     return run
+
+
+def in_words(error: Exception) -> str:
+    """What a check says about a wrong answer."""
+    if isinstance(error, CheckError) and error.report.failed:
+        first = error.report.failed[0]
+        where = f" The smallest case found: {first.case}." if first.case else ""
+        return f"The check {first.check!r} fails: {first.reason}.{where}\nTo see it again:\n{first.snippet}"
+    words = str(error) or "an assertion failed"
+    return words if isinstance(error, AssertionError) else f"{type(error).__name__}: {words}"

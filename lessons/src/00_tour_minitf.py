@@ -9,7 +9,7 @@
 # How text is drawn from it. How to read an attention map. Which part costs how much.
 #
 # **What you need.** Python and NumPy. No mathematics beyond the logarithm. The next lessons explain what
-# happens underneath: `01_autograd` the gradients, `02_attention` the attention.
+# happens underneath: `01_build_autograd` the gradients, `02_build_attention` the attention.
 
 # %%
 import tempfile
@@ -88,6 +88,19 @@ def bits(nats):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Takes the logarithm to base 2, where the loss has the natural one.
+def perplexity(nats):
+    return 2**nats
+
+
+# %% tags=["mistake"]
+# Multiplies where it must divide.
+def bits(nats):
+    return nats * np.log(2)
+
+
+# %%
 @exercise("perplexity")
 def check_perplexity():
     assert perplexity(uniform) is not None, "perplexity gave nothing: which function undoes the logarithm?"
@@ -157,6 +170,19 @@ def block_parameters(D, F):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Forgets the biases.
+def block_parameters(D, F):
+    return 4 * D * D + 3 * D * F + 2 * D
+
+
+# %% tags=["mistake"]
+# Counts two matrices in the SwiGLU, which has three.
+def block_parameters(D, F):
+    return 4 * (D * D + D) + (D * F + F) + (F * D + D) + 2 * D
+
+
+# %%
 @exercise("block_parameters")
 def check_block_parameters():
     for D, F in ((4, 8), (64, 176)):
@@ -167,6 +193,10 @@ def check_block_parameters():
         assert mine == right, (
             f"a block with D = {D}, F = {F} has {right:,} parameters; your formula gives {mine:,}"
         )
+    # BEGIN HIDDEN TESTS
+    right, mine = 4 * (6 * 6 + 6) + 2 * (6 * 10 + 10) + 10 * 6 + 6 + 2 * 6, block_parameters(6, 10)
+    assert mine == right, f"a block with D = 6, F = 10 has {right} parameters; your formula gives {mine}"
+    # END HIDDEN TESTS
 
 
 # %% [markdown]
@@ -189,8 +219,8 @@ print(repr(write("The whale", 80)))
 # %% [markdown]
 # ## 5. Train
 # 500 steps. Each takes 8 random pieces of the text, asks for the loss, walks back for the gradients (that
-# is lesson `01_autograd`), and moves all parameters a little downhill with AdamW. This is the longest cell
-# of the lesson.
+# is lesson `01_build_autograd`), and moves all parameters a little downhill with AdamW. This is the longest
+# cell of the lesson.
 
 
 # %%
@@ -236,6 +266,25 @@ def bigram_loss(train_ids, validation_ids, vocab):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Divides by the columns: the probability of the last character given the next.
+def bigram_loss(train_ids, validation_ids, vocab):
+    table = np.ones((vocab, vocab))
+    np.add.at(table, (train_ids[:-1], train_ids[1:]), 1)
+    p = table / table.sum(axis=0, keepdims=True)
+    return -np.log(p[validation_ids[:-1], validation_ids[1:]]).mean()
+
+
+# %% tags=["mistake"]
+# `table[i, j] += 1` counts a pair that comes several times only once.
+def bigram_loss(train_ids, validation_ids, vocab):
+    table = np.ones((vocab, vocab))
+    table[train_ids[:-1], train_ids[1:]] += 1
+    p = table / table.sum(axis=1, keepdims=True)
+    return -np.log(p[validation_ids[:-1], validation_ids[1:]]).mean()
+
+
+# %%
 @exercise("bigram_loss")
 def check_bigram_loss():
     # Trained on 0 1 0 1: the counts with 1 added are 0→0: 1, 0→1: 3, 1→0: 2, 1→1: 1.
@@ -295,6 +344,25 @@ def top_k(logits, k):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Does not make the kept probabilities sum to one.
+def top_k(logits, k):
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    p[np.argsort(-logits, kind="stable")[k:]] = 0
+    return p
+
+
+# %% tags=["mistake"]
+# Keeps the least likely.
+def top_k(logits, k):
+    keep = np.argsort(logits, kind="stable")[:k]
+    p = np.zeros(len(logits))
+    p[keep] = np.exp(logits[keep] - logits.max())
+    return p / p.sum()
+
+
+# %%
 @exercise("top_k")
 def check_top_k():
     for name, z in (("[1, 3, 2]", np.array([1.0, 3.0, 2.0])), ("the model's", logits.astype(float))):
@@ -466,5 +534,6 @@ Markdown(head + "\n".join(f"| {claim} | {measured} |" for claim, measured in row
 #   training text.
 #
 # ## Where to go next
-# Lesson `01_autograd` builds the machine that made this training possible, lesson `02_attention` the
-# operation behind the maps. Or read `minitf/models/language.py`, which is the model of this lesson.
+# Lesson `01_build_autograd` builds the machine that made this training possible, lesson
+# `02_build_attention` the operation behind the maps. Or read `minitf/models/language.py`, which is the model
+# of this lesson.

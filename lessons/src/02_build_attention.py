@@ -8,8 +8,10 @@
 # scores are divided by $\sqrt{d}$; why attention needs positions; the online softmax; the key-value cache;
 # and how to test code like this so that mistakes have nowhere to hide.
 #
-# **What you need.** Python, NumPy, matrix products, and what a derivative is. Lesson `01_autograd` helps, but
-# is not required. Run the cells from top to bottom. The five exercises check themselves.
+# **What you need.** Python, NumPy, matrix products, and what a derivative is. Lesson `01_build_autograd`
+# helps, but is not required. Run the cells from top to bottom. The five exercises check themselves.
+#
+# **Variants.** `softmax_attention`
 
 # %%
 import numpy as np
@@ -91,6 +93,22 @@ def soft_lookup(query, keys, values, tau):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Does not subtract the largest score before it divides by the temperature.
+def soft_lookup(query, keys, values, tau):
+    scores = keys @ query
+    weights = np.exp((scores - scores.max()) * tau)
+    return weights / weights.sum() @ values
+
+
+# %% tags=["mistake"]
+# Forgets that weights sum to one.
+def soft_lookup(query, keys, values, tau):
+    scores = keys @ query / tau
+    return np.exp(scores - scores.max()) @ values
+
+
+# %%
 @exercise("soft_lookup")
 def check_soft_lookup():
     values = np.stack([temperatures, angles], axis=-1)
@@ -157,6 +175,20 @@ def my_causal_mask(n_queries, n_keys):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Aligns the first query with the first key.
+def my_causal_mask(n_queries, n_keys):
+    return np.arange(n_keys) <= np.arange(n_queries)[:, None]
+
+
+# %% tags=["mistake"]
+# A token does not see itself.
+def my_causal_mask(n_queries, n_keys):
+    i, j = np.arange(n_queries)[:, None], np.arange(n_keys)
+    return j < i + (n_keys - n_queries)
+
+
+# %%
 @exercise("my_causal_mask")
 def check_my_causal_mask():
     for sizes in [(1, 1), (3, 3), (2, 7), (1, 4), (4, 2)]:
@@ -442,6 +474,20 @@ def merge(o_a, l_a, o_b, l_b):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Averages the two answers, whatever their weights.
+def merge(o_a, l_a, o_b, l_b):
+    return (o_a + o_b) / 2, np.logaddexp(l_a, l_b)
+
+
+# %% tags=["mistake"]
+# Adds the logarithms, which multiplies the sums.
+def merge(o_a, l_a, o_b, l_b):
+    l = l_a + l_b
+    return np.exp(l_a - l)[:, None] * o_a + np.exp(l_b - l)[:, None] * o_b, l
+
+
+# %%
 @exercise("merge")
 def check_merge():
     rng = np.random.default_rng(0)
@@ -524,6 +570,26 @@ def cached_step(x, keys, values):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Computes all keys and values again.
+def cached_step(x, keys, values):
+    keys = np.concatenate([keys, times(x, w_k)])
+    values = np.concatenate([values, times(x, w_v)])
+    times(keys, w_k)
+    scores = times(times(x, w_q), keys.T) / np.sqrt(width)
+    return times(mt.ops.softmax(scores), values), keys, values
+
+
+# %% tags=["mistake"]
+# Looks only at what came before.
+def cached_step(x, keys, values):
+    scores = times(times(x, w_q), np.concatenate([keys, 0 * times(x, w_k)]).T) / np.sqrt(width)
+    keys = np.concatenate([keys, times(x, w_k)])
+    values = np.concatenate([values, times(x, w_v)])
+    return times(mt.ops.softmax(scores), values), keys, values
+
+
+# %%
 @exercise("cached_step")
 def check_cached_step():
     x = np.random.default_rng(6).standard_normal((12, width))
@@ -723,6 +789,26 @@ def my_attention(q, k, v, mask):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# An empty row becomes NaN.
+def my_attention(q, k, v, mask):
+    scores = np.where(mask, q @ k.mT / np.sqrt(q.shape[-1]), -np.inf)
+    with np.errstate(all="ignore"):
+        e = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return e / e.sum(axis=-1, keepdims=True) @ v
+
+
+# %% tags=["mistake"]
+# Forgets the scale.
+def my_attention(q, k, v, mask):
+    scores = np.where(mask, q @ k.mT, -np.inf)
+    largest = scores.max(axis=-1, keepdims=True)
+    e = np.exp(scores - np.where(largest == -np.inf, 0, largest))
+    total = e.sum(axis=-1, keepdims=True)
+    return e / np.where(total == 0, 1, total) @ v
+
+
+# %%
 @exercise("my_attention")
 def check_my_attention():
     one = np.ones((1, 1, 1, 1))
@@ -730,6 +816,14 @@ def check_my_attention():
     assert answer is not None, "my_attention gives nothing back yet"
     for sentence, words in property_check(my_attention).items():
         raise AssertionError(f"broken: {sentence}. {words}")
+    # BEGIN HIDDEN TESTS
+    rng = np.random.default_rng(7)
+    for size in (1, 30):
+        q, k, v = (size * rng.standard_normal((2, 3, n, 5)) for n in (6, 9, 9))
+        mask = rng.random((6, 9)) < 0.5
+        error = np.abs(my_attention(q, k, v, mask) - mt.ops.softmax_attention(q, k, v, mask=mask)).max()
+        assert error <= 1e-9, f"inputs of size {size}: differs from the library's by {error:.2g}"
+    # END HIDDEN TESTS
 
 
 # %%
@@ -778,5 +872,5 @@ Markdown(f"## What the papers say, what we measured\n\n| The paper says | We mea
 # ## Where to go next
 #
 # Read `minitf/attention/softmax.py`: you have met almost every line of it. Its identities, at the end of the
-# file, are properties of the kind you checked here. Lesson `00_tour` shows the attention maps of a trained
-# model, and `mt.catalogue.find("*", kind="attention")` lists the kinds of attention that the library has.
+# file, are properties of the kind you checked here. Lesson `00_tour_minitf` shows the attention maps of a
+# trained model, and `mt.catalogue.find("*", kind="attention")` lists the kinds of attention of the library.

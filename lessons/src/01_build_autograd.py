@@ -222,6 +222,32 @@ def order(y):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Visits the diamond's shared value twice.
+def order(y):
+    done = []
+
+    def visit(v):
+        for a in v.args:
+            visit(a)
+        done.append(v)
+
+    # Deep chains would take for ever: stop where the lesson's second test begins.
+    if len({id(v) for v in y.args}) > 1:
+        visit(y)
+    return done[::-1]
+
+
+# %% tags=["mistake"]
+# Level by level from y: a value may come before one that still needs to hand it a gradient.
+def order(y):
+    found = [y]
+    for v in found:
+        found += [a for a in v.args if a not in found]
+    return found[:1] + found[1:][::-1]
+
+
+# %%
 @exercise("order")
 def check_order():
     x = Value(2.0)
@@ -314,6 +340,25 @@ def tanh_rule(g, y, a):
 FORWARD["tanh"], RULES["tanh"] = np.tanh, (tanh_rule,)
 
 
+# %% tags=["mistake"]
+# Forgets the incoming gradient.
+def tanh_rule(g, y, a):
+    return 1 - y * y
+
+
+RULES["tanh"] = (tanh_rule,)
+
+
+# %% tags=["mistake"]
+# Uses the input where the output belongs.
+def tanh_rule(g, y, a):
+    return g * (1 - a * a)
+
+
+RULES["tanh"] = (tanh_rule,)
+
+
+# %%
 @exercise("tanh_rule")
 def check_tanh_rule():
     a, h = np.array([-1.0, 0.0, 0.5]), 1e-6
@@ -428,6 +473,40 @@ def worst_error(f, gradient, x, h=1e-5):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Forgets the 2 in the difference.
+def worst_error(f, gradient, x, h=1e-5):
+    worst = 0.0
+    for i in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
+        step[i] = h
+        worst = max(worst, abs((f(x + step) - f(x - step)) / h - gradient[i]))
+    return worst
+
+
+# %% tags=["mistake"]
+# Changes x in place and does not put it back.
+def worst_error(f, gradient, x, h=1e-5):
+    worst = 0.0
+    for i in np.ndindex(x.shape):
+        x[i] += h
+        up = f(x)
+        x[i] -= 2 * h
+        worst = max(worst, abs((up - f(x)) / (2 * h) - gradient[i]))
+    return worst
+
+
+# %% tags=["mistake"]
+# Gives the error of the last element instead of the largest.
+def worst_error(f, gradient, x, h=1e-5):
+    for i in np.ndindex(x.shape):
+        step = np.zeros(x.shape)
+        step[i] = h
+        last = float(abs((f(x + step) - f(x - step)) / (2 * h) - gradient[i]))
+    return last
+
+
+# %%
 @exercise("worst_error")
 def check_worst_error():
     def cube(x):
@@ -473,6 +552,19 @@ def softmax_rule(g, y):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Takes only the diagonal of the Jacobian.
+def softmax_rule(g, y):
+    return g * y * (1 - y)
+
+
+# %% tags=["mistake"]
+# Sums over everything instead of the last axis.
+def softmax_rule(g, y):
+    return y * (g - (g * y).sum())
+
+
+# %%
 @exercise("softmax_rule")
 def check_softmax_rule():
     rng = np.random.default_rng(0)
@@ -486,6 +578,11 @@ def check_softmax_rule():
         )
         error = np.abs(mine - right).max()
         assert error <= 1e-12, f"shape {shape}: largest difference from mt.ops.softmax {error:.2g}"
+    # BEGIN HIDDEN TESTS
+    even = softmax_rule(np.ones((2, 4)), np.full((2, 4), 0.25))
+    error = np.abs(even).max()
+    assert error <= 1e-12, f"equal incoming gradients change no weight: 0 everywhere, not {error:.2g}"
+    # END HIDDEN TESTS
 
 
 # %% [markdown]
@@ -599,4 +696,4 @@ Markdown(
 #
 # ## Where to go next
 # Read `minitf/engine/tape.py`: `record` and `walk` are the two halves of this lesson. Then lesson
-# `02_attention` builds the operation that this engine was made for.
+# `02_build_attention` builds the operation that this engine was made for.
