@@ -113,14 +113,20 @@ def build(names: tuple[str, ...], folder: Path | None) -> None:
       minitf course build --folder my_lessons
     """
     need(*NEEDED)
+    from nbclient.exceptions import CellControlSignal
+
     from minitf.course.build import build as build_one
+    from minitf.course.execute import in_words
 
     def work(lesson: Lesson) -> None:
         try:
             build_one(lesson)
-        except RuntimeError as error:
-            # nbclient's errors: a cell raised or took too long. Its text shows the cell and where.
-            raise MinitfError(f"{lesson.name}: {error}") from error
+        except CellControlSignal as error:
+            # The text shows the cell and where it raised.
+            say(in_words(error))
+            raise MinitfError(
+                f"{lesson.name}: a cell raised, see above; its notebooks are as before"
+            ) from error
         say(f"{lesson.name}: {lesson.handed_out.name}, solved/{lesson.solved.name}")
 
     each(lessons(names, folder), "Running lessons", work)

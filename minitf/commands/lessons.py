@@ -38,11 +38,12 @@ def command(port: int, no_browser: bool) -> None:
     folder = ROOT / "lessons"
     if not folder.is_dir():
         raise MinitfError(
-            "the lessons are in the repository, not in the installed package: clone it and run `make lessons`"
+            "the notebooks are in the repository, not in the installed package: clone it and run "
+            "`make lessons`, or let `minitf course init DIR` write those for teachers"
         )
     if util.find_spec("jupyterlab") is None:
         raise MinitfError(f"JupyterLab is not installed; install it with: {install_command()}")
-    say(f"Opening {folder}; start with 00_tour.ipynb. Ctrl-C stops it.")
+    say(f"Opening {folder}; start with 00_tour_minitf.ipynb. Ctrl-C stops it.")
     call = [
         sys.executable,
         "-m",

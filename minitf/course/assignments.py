@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -87,8 +88,14 @@ def nbgrader(folder: Path, *arguments: str) -> str:
     Raises:
         CourseError: it failed, with its own words.
     """
+    # It calls programs that are installed beside this Python, whose folder need not be on the path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", "nbgrader", *arguments], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-m", "nbgrader", *arguments],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise CourseError(f"nbgrader {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
@@ -105,7 +112,7 @@ def of_release(lessons: Iterable[Lesson]) -> dict[str, list[str]]:
     folder = Path(tempfile.mkdtemp(prefix="minitf-course-"))
     try:
         init(folder, lessons)
-        nbgrader(folder, "generate_assignment", "--all")
+        nbgrader(folder, "generate_assignment", "--assignment=*")
         found = {}
         for lesson in lessons:
             path = folder / "release" / lesson.name / f"{lesson.name}.ipynb"

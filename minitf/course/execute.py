@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal
 from nbformat import NotebookNode
 
 import minitf
@@ -95,6 +97,11 @@ def joined(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
         if "metadata" in output:
             output.metadata = NotebookNode()
     return found
+
+
+def in_words(error: CellControlSignal) -> str:
+    """The error of a cell as text, without the colours of a terminal."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
 
 
 def printed(cell: NotebookNode) -> str:

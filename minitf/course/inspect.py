@@ -15,10 +15,10 @@ from collections.abc import Callable
 from itertools import zip_longest
 
 import nbformat
-from nbclient.exceptions import CellExecutionError, CellTimeoutError
+from nbclient.exceptions import CellControlSignal
 from nbformat import NotebookNode
 
-from minitf.course.execute import printed, run
+from minitf.course.execute import in_words, printed, run
 from minitf.course.lessons import CourseError, Lesson
 from minitf.course.notebooks import Exercise, Form, exercises, notebook
 from minitf.registry import index
@@ -93,8 +93,8 @@ def of_handed_out(lesson: Lesson) -> list[str]:
     """Run it as students get it: no check may pass, and each must say in its own words what is missing."""
     try:
         nb = run(notebook(lesson, "handed out"))
-    except (CellExecutionError, CellTimeoutError) as error:
-        return [f"as handed out, a cell raised: {error}"]
+    except CellControlSignal as error:
+        return [f"as handed out, a cell raised: {in_words(error)}"]
     every, said, found = exercises(lesson), verdicts(nb), []
     for one in every:
         words = said.get(one.name, "")
@@ -117,8 +117,8 @@ def of_solved(lesson: Lesson) -> list[str]:
         nb.cells += [nbformat.v4.new_code_cell(code), nbformat.v4.new_code_cell(one.check)]
     try:
         nb = run(nb)
-    except (CellExecutionError, CellTimeoutError) as error:
-        return [f"solved, a cell raised: {error}"]
+    except CellControlSignal as error:
+        return [f"solved, a cell raised: {in_words(error)}"]
     lesson_cells, after = nb.cells[:size], nb.cells[size:]
     nb.cells = lesson_cells
     said = verdicts(nb)

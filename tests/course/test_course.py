@@ -1,20 +1,29 @@
-"""The machinery of the lessons, on a small lesson of its own."""
+"""The machinery of the lessons, on a small lesson of its own: what it makes, and every fault it must find."""
 
 from __future__ import annotations
 
-import importlib.util
+import json
 from pathlib import Path
 
+import nbformat
 import pytest
+from click.testing import CliRunner
 from nbclient.exceptions import CellExecutionError
 
-BUILD = Path(__file__).parents[2] / "lessons" / "build.py"
-spec = importlib.util.spec_from_file_location("lessons_build", BUILD)
-build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build)
+from minitf.cli import main
+from minitf.course import CourseError, Lesson, lessons
+from minitf.course.build import build
+from minitf.course.execute import printed, run
+from minitf.course.inspect import masked, of_files, of_handed_out, of_solved, of_source
+from minitf.course.notebooks import exercises, notebook
 
 LESSON = '''# %% [markdown]
 # # Double a number
+#
+# **Variants.** `gla`,
+# `delta_net`
+#
+# The text after it says `rope`.
 
 # %%
 import matplotlib.pyplot as plt
@@ -24,6 +33,10 @@ from minitf.testing import exercise
 print("one")
 print("two")
 plt.plot([1, 2])
+plt.show()
+
+# %%
+plt.plot([2, 1])
 plt.show()
 
 
@@ -36,49 +49,87 @@ def double(x):
     # END SOLUTION
 
 
+# %% tags=["mistake"]
+# Squares, which agrees for 2.
+def double(x):
+    return x * x
+
+
+# %%
 @exercise("double")
-def check():
+def check_double():
     assert double(2) is not None, "double(2) gave nothing: return 2 x"
-    assert double(2) == 4, f"double(2) is 4, not {double(2)}"
+    # BEGIN HIDDEN TESTS
+    assert double(3) == 6, f"double(3) is 6, not {double(3)}"
+    # END HIDDEN TESTS
 '''
 
 
 @pytest.fixture
-def lesson(tmp_path: Path) -> Path:
-    source = tmp_path / "src" / "00_double.py"
-    source.parent.mkdir()
-    source.write_text(LESSON, encoding="utf-8")
-    return source
+def lesson(tmp_path: Path) -> Lesson:
+    return written(LESSON, tmp_path)
 
 
-def printed(nb) -> str:
-    outputs = [o for cell in nb.cells if cell.cell_type == "code" for o in cell.outputs]
-    return "".join(o.text for o in outputs if o.output_type == "stream")
+def written(text: str, folder: Path) -> Lesson:
+    source = folder / "src" / "00_double_number.py"
+    source.parent.mkdir(exist_ok=True)
+    source.write_text(text, encoding="utf-8")
+    return Lesson(source)
 
 
-def test_build_then_check(lesson: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = lesson.parents[1]
-    assert build.main(["--check"], folder) == 1, "--check must fail where there is no notebook"
-    assert build.main([], folder) == 0
-    first = folder.joinpath("00_double.ipynb").read_bytes()
-    assert b"# your turn" in first and b"y = x + x" not in first, "the notebook must not hold the solution"
-    assert b"image/png" in first, "the notebook must hold the picture"
-    assert "not yet. double(2) gave nothing" in first.decode(), "the empty exercise must say what is missing"
-    assert build.main(["--check"], folder) == 0, "--check must pass just after building"
-    assert build.main(["00_double"], folder) == 0
-    assert folder.joinpath("00_double.ipynb").read_bytes() == first, "building again must change nothing"
-    lesson.write_text(LESSON.replace("Double a", "Double any"), encoding="utf-8")
-    capsys.readouterr()
-    assert build.main(["--check"], folder) == 1, "--check must fail after the source has changed"
-    assert "cell 0: id, source differ" in capsys.readouterr().out
+def changed(old: str, new: str, folder: Path) -> Lesson:
+    assert old in LESSON
+    return written(LESSON.replace(old, new), folder)
 
 
-def test_solved_form(lesson: Path) -> None:
-    solved = build.notebook(lesson, solved=True)
-    assert solved.cells[2].source.count("y = x + x") == 1 and "SOLUTION" not in solved.cells[2].source
-    assert "✓ double: solved" in printed(build.run(solved, strict=True))
-    ids = [[cell.id for cell in build.notebook(lesson, solved=s).cells] for s in (False, True)]
-    assert ids[0] == ids[1], "both forms must have the same cell ids"
+def test_what_a_source_says(lesson: Lesson) -> None:
+    assert lesson.name == "00_double_number" and lesson.title == "Double a number"
+    assert lesson.variants == ("gla", "delta_net"), "the names end with their paragraph"
+    (one,) = exercises(lesson)
+    assert one.name == "double" and len(one.mistakes) == 1 and "double(3)" in one.check
+
+
+def test_forms(lesson: Lesson) -> None:
+    empty, solved, teacher = (notebook(lesson, form) for form in ("handed out", "solved", "nbgrader"))
+    texts = ["\n".join(cell.source for cell in nb.cells) for nb in (empty, solved, teacher)]
+    held = [[part in text for part in ("# your turn", "y = x + x", "double(3)", "BEGIN")] for text in texts]
+    assert held == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]], held
+    assert not any("Squares" in text for text in texts), "a mistake must reach no notebook"
+    ids = [[cell.id for cell in nb.cells] for nb in (empty, solved, teacher)]
+    assert ids[0] == ids[1] == ids[2], "all forms must have the same cell ids"
+    grades = [cell.metadata.get("nbgrader", {}) for cell in empty.cells]
+    assert [(g.grade_id, g.solution, g.grade, g.get("points")) for g in grades if g] == [
+        ("double", True, False, None),
+        ("check_double", False, True, 1),
+    ]
+
+
+def test_build_then_inspect(lesson: Lesson) -> None:
+    assert len(of_files(lesson)) == 2, "both notebooks are missing"
+    build(lesson)
+    first = lesson.solved.read_bytes()
+    assert first.count(b"image/png") == 2 and b"double: solved" in first
+    assert of_files(lesson) == [] and of_handed_out(lesson) == [] and of_solved(lesson) == []
+    build(lesson)
+    assert lesson.solved.read_bytes() == first, "building again must change nothing"
+    handed_out = nbformat.read(lesson.handed_out, 4)
+    assert not any(cell.get("outputs") for cell in handed_out.cells), "students get it without outputs"
+
+
+def test_notebooks_that_differ(lesson: Lesson, tmp_path: Path) -> None:
+    build(lesson)
+    found = of_files(changed("Twice x", "Two times x", tmp_path))
+    assert len(found) == 2 and all("cell 3: id, source differ" in problem for problem in found), found
+    (found,) = of_solved(changed('print("two")', 'print("three")', tmp_path))
+    assert "cell 1 shows" in found and "three" in found, found
+    assert of_solved(changed('print("two")', 'print("tw", "o", sep="")', tmp_path)) == []
+    lesson.solved.write_text(lesson.handed_out.read_text())
+    assert any("not run" in problem for problem in of_files(lesson)), "outputs must be there"
+
+
+def test_numbers_may_differ_and_words_not() -> None:
+    assert masked("loss  1.25e-07 | 3") == masked("loss 0.5 | -12,000")
+    assert masked("better") != masked("worse") and masked("nan") == masked("1")
 
 
 @pytest.mark.parametrize(
@@ -91,28 +142,118 @@ def test_solved_form(lesson: Path) -> None:
     ],
     ids=["warning", "NumPy warning", "network", "unsolved"],
 )
-def test_what_must_raise(lesson: Path, line: str, error: str) -> None:
-    lesson.write_text(f"{LESSON}\n# %%\n{line}\n", encoding="utf-8")
+def test_what_must_raise(tmp_path: Path, line: str, error: str) -> None:
+    lesson = written(f"{LESSON}\n# %%\n{line}\n", tmp_path)
     with pytest.raises(CellExecutionError) as raised:
-        build.run(build.notebook(lesson, solved=True), strict=True)
+        run(notebook(lesson, "solved"), strict=True)
     assert error in f"{raised.value.ename}: {raised.value.evalue}", f"another error: {raised.value}"
+    if "exercise" not in line:
+        assert any(error in problem for problem in of_handed_out(lesson))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("y = x + x", "y = x + x + 1", "the solution does not pass"),
+        ("return x * x", "return 2 * x", "accepts a mistake: 'Squares"),
+        ("return x * x", "raise KeyError('x')", "a sentence must say what is wrong, not \"KeyError"),
+        ('f"double(3) is 6, not {double(3)}"', '"wrong"', "says too little: 'wrong'"),
+        ("plt.plot([2, 1])\nplt.show()", "print(2)", "1 pictures"),
+        ("plt.plot([2, 1])", "plt.figure(figsize=(4, 3)); plt.axis('off'); plt.plot()", "picture 1: empty"),
+        ("plt.plot([2, 1])", "import sys; print('x', file=sys.stderr)", "written to stderr"),
+        ("plt.plot([2, 1])", "plt.plot([2, 1]); print(object())", "an address"),
+    ],
+)  # fmt: skip
+def test_faults_of_the_solved_form(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    found = of_solved(changed(old, new, tmp_path))
+    assert any(problem in words for words in found), found
+
+
+def test_a_name_that_a_later_cell_reuses(tmp_path: Path) -> None:
+    text = LESSON.replace("double(3) == 6", "double(three) == 6").replace('print("one")', "three = 3")
+    found = of_solved(written(f"{text}\n# %%\nthree = 4\n", tmp_path))
+    assert any("not at the end" in words for words in found), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("assert double(2) is not None", "assert True or double(2)", "the empty answer is said to be '✓"),
+        ("double(2) is not None", "double(2) + 1", "left empty: a sentence must say what is wrong"),
+        ('"double(2) gave nothing: return 2 x"', '"no"', "left empty: the message says too little"),
+    ],
+)  # fmt: skip
+def test_faults_of_what_is_handed_out(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    found = of_handed_out(changed(old, new, tmp_path))
+    assert any(problem in words for words in found), found
+
+
+def test_faults_of_a_source(lesson: Lesson, tmp_path: Path) -> None:
+    words = "\n".join(of_source(lesson))
+    for part in ("5 cells", "What you need", "On your own", 'mt.use("reference")', "at least 4 exercises"):
+        assert part in words, f"{part!r} is missing, but of_source does not say so: {words}"
+    assert "'gla' is taught, but no code uses it" in words
+    words = "\n".join(of_source(changed("`gla`", "`glu`", tmp_path)))
+    assert "the catalogue has no 'glu'" in words
+    mistake = LESSON[LESSON.index('# %% tags=["mistake"]') : LESSON.index('# %%\n@exercise("double")')]
+    assert "no mistake shows" in "\n".join(of_source(changed(mistake, "", tmp_path)))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ("    # END SOLUTION\n", "", "must come in pairs"),
-        ("    # BEGIN SOLUTION\n", "", "must come in pairs"),
-        ("    # BEGIN SOLUTION", "        # BEGIN SOLUTION", "handed out has a cell that is not Python"),
+        ("    # END SOLUTION\n", "", "no solution stands before|must come in pairs"),
+        ("    # BEGIN HIDDEN TESTS\n", "", "must come in pairs"),
+        ("    # BEGIN SOLUTION", "        # BEGIN SOLUTION", "handed out, a cell is not Python"),
+        ("\n\n# %% tags", "\n# %%\n\n# %% tags", None),
+        ('# %%\n@exercise("double")', '@exercise("double")', "after the last check"),
+        ('@exercise("double")', '@exercise("double")\n@exercise("triple")', "each check needs a cell"),
+        ("def check_double", "def check_double_too", None),
     ],
-)
-def test_wrong_sources(lesson: Path, old: str, new: str, error: str) -> None:
-    lesson.write_text(LESSON.replace(old, new), encoding="utf-8")
-    with pytest.raises(ValueError, match=error):
-        build.notebook(lesson)
+)  # fmt: skip
+def test_wrong_sources(tmp_path: Path, old: str, new: str, error: str | None) -> None:
+    lesson = changed(old, new, tmp_path)
+    if error:
+        with pytest.raises(CourseError, match=error):
+            notebook(lesson, "handed out")
+    else:
+        notebook(lesson, "nbgrader")
 
 
-def test_unknown_name(lesson: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        build.main(["07_none"], lesson.parents[1])
-    assert stop.value.code == 2 and "there are: 00_double" in capsys.readouterr().err
+def test_names_of_lessons(lesson: Lesson, tmp_path: Path) -> None:
+    assert lessons(["00"], tmp_path) == lessons(["00_double_number"], tmp_path) == [lesson]
+    with pytest.raises(CourseError, match="there are: 00_double_number"):
+        lessons(["07"], tmp_path)
+    lesson.source.with_name("draft.py").touch()
+    with pytest.raises(CourseError, match=r"NN_verb_object.py; rename draft.py"):
+        lessons((), tmp_path)
+    with pytest.raises(CourseError, match="has no lessons"):
+        lessons((), tmp_path / "src")
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(main, ["course", *arguments])
+    assert result.exit_code == code, (
+        f"minitf course {' '.join(arguments)}: {result.exit_code}: {result.output}"
+    )
+    return result.output
+
+
+def test_commands(lesson: Lesson, tmp_path: Path) -> None:
+    where = ("--folder", str(tmp_path))
+    assert json.loads(call("list", "--json", *where))[0]["variants"] == ["gla", "delta_net"]
+    call("build", "00", *where)
+    told = json.loads(call("check", "--quick", "--json", *where, code=1))
+    assert told["lessons"]["00_double_number"]["files"] == [] and not told["ok"]
+    words = call("check", "--quick", *where, code=1)
+    assert "00_double_number, source: the first cell lacks" in words and "not run" in words
+    course = tmp_path / "course"
+    assert "1 assignments" in call("init", str(course), *where)
+    assert sorted(path.name for path in course.iterdir()) == ["README.md", "nbgrader_config.py", "source"]
+    assert "is not empty" in call("init", str(course), *where, code=1)
+    assert "no lesson is called '77'" in call("init", str(tmp_path / "other"), "77", *where, code=1)
+    assert not (tmp_path / "other").exists(), "nothing may be written when a name is wrong"
+    lesson.source.write_text(LESSON.replace("y = x + x", "raise KeyError"), encoding="utf-8")
+    assert "00_double_number: a cell raised" in call("build", "00", *where, code=1)
+    assert "y = x + x" in lesson.solved.read_text(), "a failed build must leave the notebooks"
+    assert printed(nbformat.read(lesson.solved, 4).cells[1]) == "one\ntwo\n"
