@@ -33,6 +33,7 @@ LATER = ("What the papers say, what we measured", "## On your own", "## Where to
 WORDS = 20
 
 NOT_YET, SOLVED = "\N{BALLOT X}", "\N{CHECK MARK}"
+VERDICT = re.compile(rf"^[{NOT_YET}{SOLVED}] .*", re.MULTILINE | re.DOTALL)
 ERROR_TYPE = re.compile(r"\w*(Error|Exception|Interrupt)\b")
 NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d*)?(e[-+]?\d+)?|inf\b|nan\b)", re.IGNORECASE)
 PLACE = re.compile(r"/(home|root|tmp|work|Users)/|\bat 0x[0-9a-f]+")
@@ -128,7 +129,7 @@ def of_solved(lesson: Lesson) -> list[str]:
         if not said.get(one.name, "").startswith(SOLVED)
     ]
     for (one, mistake), cell in zip(trials, after[1::2], strict=True):
-        found += of_trial(one, mistake, printed(cell))
+        found += of_trial(one, mistake, verdict(cell))
     return found + of_outputs(nb) + of_difference(lesson, nb)
 
 
@@ -207,10 +208,16 @@ def masked(text: str) -> str:
     return re.sub(r"[\s:|-]+", " ", NUMBER.sub("#", text))
 
 
+def verdict(cell: NotebookNode) -> str:
+    """What a check printed, from its mark on."""
+    found = VERDICT.search(printed(cell))
+    return found[0] if found else ""
+
+
 def verdicts(nb: NotebookNode) -> dict[str, str]:
     """What the check of each exercise printed."""
     return {
-        cell.metadata.nbgrader.grade_id.removeprefix("check_"): printed(cell)
+        cell.metadata.nbgrader.grade_id.removeprefix("check_"): verdict(cell)
         for cell in nb.cells
         if cell.metadata.get("nbgrader", {}).get("grade")
     }
