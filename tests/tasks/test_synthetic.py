@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minitf.models import Config, LanguageModel
-from minitf.tasks import MQAR, Copy, ListOps
+from minitf.tasks import MQAR, Copy, ListOps, ToyFacts
 from minitf.train import AdamW, TaskData
 
 TASKS = [
@@ -20,6 +20,8 @@ TASKS = [
     MQAR(),
     MQAR(vocab=64, length=32, k=4, rewritten=3, random_fillers=True),
     MQAR(vocab=32, length=40, k=4, compositional=True, random_fillers=True),
+    ToyFacts(),
+    ToyFacts(disjoint=True),
     ListOps(),
     ListOps(max_depth=4, max_args=4, max_length=30, leaf=0.6, operator_root=False, min_length=1),
 ]
