@@ -30,6 +30,9 @@ demo: .venv/.ready-run  ## train a small language model on Moby-Dick, write runs
 test: .venv/.ready-dev  ## run the test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2
 
+test-quick: .venv/.ready-dev  ## run the tests that are quick: no lessons, no grading, no site
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+
 lint: .venv/.ready-dev  ## check style and types
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check

@@ -17,6 +17,9 @@ from minitf.course.execute import printed, run
 from minitf.course.inspect import masked, of_files, of_handed_out, of_solved, of_source
 from minitf.course.notebooks import exercises, notebook
 
+# Most of these start a kernel.
+pytestmark = pytest.mark.slow
+
 LESSON = '''# %% [markdown]
 # # Double a number
 #

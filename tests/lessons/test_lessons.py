@@ -9,10 +9,13 @@ from minitf.course.inspect import STAGES
 from minitf.course.lessons import Lesson
 
 LESSONS = lessons()
+RUNS = ("handed out", "solved")
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=[lesson.name for lesson in LESSONS])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(name, marks=pytest.mark.slow if name in RUNS else ()) for name in STAGES]
+)
 def test_lesson(lesson: Lesson, stage: str) -> None:
     found = STAGES[stage](lesson)
     assert not found, "\n".join([*found, f"`minitf course build {lesson.name}` makes its notebooks again"])
