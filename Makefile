@@ -19,7 +19,7 @@ PIP := python -m pip install --quiet --disable-pip-version-check
 # The suite runs in two processes; more BLAS threads than one each would only get in each other's way.
 TEST_ENV := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: help demo test lint bench lessons test-matrix parity oracles clean
+.PHONY: help demo test test-quick lint bench lessons site test-matrix parity oracles clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -43,6 +43,11 @@ bench: .venv/.ready-run  ## measure speed on this machine
 
 lessons: .venv/.ready-lessons  ## open the lessons in JupyterLab
 	$(BIN)/minitf lessons
+
+site: .venv/.ready-docs  ## build the site into build/site (about two minutes the first time)
+	@mkdir -p build/site-source
+	MPLBACKEND=Agg $(BIN)/python -m sphinx -W --keep-going -b html -c docs -d build/site-doctrees build/site-source build/site
+	@echo "Open build/site/index.html, or serve it: $(BIN)/python -m http.server --directory build/site"
 
 test-matrix:  ## run the test suite on Python 3.11 to 3.13, each with the oldest and the newest NumPy
 	@$(TEST_MATRIX)

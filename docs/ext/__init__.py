@@ -1,0 +1,1 @@
+"""Extensions of the site: what Sphinx cannot do by itself."""

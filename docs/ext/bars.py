@@ -1,0 +1,33 @@
+"""The picture of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minitf.viz.picture import BLUE, GREEN, ORANGE, Picture
+from minitf.viz.variant import frame
+
+
+def draw_bars(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Medians of a benchmark as bars, quartiles as lines; a group for a case, a colour for a library."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    libraries = list(dict.fromkeys(row["library"] for row in rows))
+    picture = Picture(6.0, 1.0 + 0.26 * len(cases) * (len(libraries) + 0.8))
+    axes = picture.subplots()
+    for row in rows:
+        i = libraries.index(row["library"])
+        place = cases.index(row["case"]) + (i - (len(libraries) - 1) / 2) * 0.8 / len(libraries)
+        error = [[row["median"] - row["low"]], [row["high"] - row["median"]]]
+        axes.barh(
+            place, row["median"], 0.75 / len(libraries), color=(BLUE, ORANGE, GREEN)[i % 3], xerr=error,
+            label=row["library"] if row["case"] == cases[0] else None,
+        )  # fmt: skip
+    frame(axes)
+    axes.set_box_aspect(None)
+    axes.set_yticks(range(len(cases)), cases)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{rows[0]['unit']}; shorter is faster")
+    axes.legend(frameon=False)
+    picture.finish(file)
