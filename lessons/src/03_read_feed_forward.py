@@ -663,9 +663,10 @@ axes.legend(fontsize=8)
 picture
 
 # %% [markdown]
-# Now the claim means something. A layer that was trained with all its neurons suffers when you take most of
-# them away. Trained with top-k from the start, it loses little, and it beats a layer that has only $k$
-# neurons: *which* neurons act is chosen for each token, from many.
+# Now the claim means something. A layer that was trained with all its neurons does not notice when three
+# quarters of them are taken away ($k = 64$), but suffers at 16 and at 4. Trained with top-k from the start,
+# it loses little, and it beats a layer that has only $k$ neurons: *which* neurons act is chosen for each
+# token, from many.
 #
 # ## 6. Shapes: gated, and wide-narrow-wide
 #
@@ -675,15 +676,16 @@ picture
 # $$y = (\mathrm{silu}(x W_g) \cdot x W_u) W_d$$
 #
 # The usual layer goes narrow, wide, narrow: from $D$ to $4D$ and back. The **hourglass** turns it round: $K$
-# small gated networks, one after the other, each with its own norm and residual, each with $F < D$:
+# small gated networks, one after the other, each with its own norm and residual, each with $F < D$ (at equal
+# size from $K = 3$ on):
 #
 # $$z_0 = x \qquad\qquad z_i = z_{i-1} + \mathrm{GLU}_i(\mathrm{norm}_i(z_{i-1})) \qquad\qquad y = z_K$$
 #
 # ### Exercise 4: the same size
 #
 # A fair comparison has equal budgets. The ReLU layer with $F = 4D$ has $8 D^2$ weights. Which hidden widths
-# give the gated layer, and each of the $K$ small networks of the hourglass, the same in total? Round to
-# whole numbers. Leave biases and norms out.
+# give the gated layer, and each of the $K$ small networks of the hourglass, the same in total? Round to the
+# nearest whole number. Leave biases and norms out.
 
 
 # %%
@@ -709,11 +711,11 @@ def hidden_widths(dim, depth):
 # %%
 @exercise("hidden_widths")
 def check_hidden_widths():
-    found = hidden_widths(12, 2)
+    found = hidden_widths(12, 4)
     assert found is not None, "hidden_widths gives nothing back yet: return three numbers"
     assert np.shape(found) == (3,), f"three numbers are asked for, and you give {found}"
-    for name, yours, expected in zip(("ReLU", "gated", "hourglass"), found, (48, 32, 16)):
-        assert yours == expected, f"D = 12, K = 2: F of the {name} layer is {yours}, expected {expected}"
+    for name, yours, expected in zip(("ReLU", "gated", "hourglass"), found, (48, 32, 8)):
+        assert yours == expected, f"D = 12, K = 4: F of the {name} layer is {yours}, expected {expected}"
     # BEGIN HIDDEN TESTS
     for dim, depth in ((64, 4), (96, 3)):
         found = tuple(hidden_widths(dim, depth))
@@ -726,7 +728,7 @@ def check_hidden_widths():
 kinds = {
     "ReLU": ("relu_ffn", dict(hidden=256, bias=False)),
     "SwiGLU": ("glu_ffn", dict(hidden=171)),
-    "hourglass, K = 2": ("hourglass_ffn", dict(depth=2, hidden=85)),
+    "hourglass, K = 3": ("hourglass_ffn", dict(depth=3, hidden=57)),
     "hourglass, K = 4": ("hourglass_ffn", dict(depth=4, hidden=43)),
 }
 shape_losses = {}
@@ -860,7 +862,7 @@ picture
 from IPython.display import Markdown
 
 means = {name: float(np.mean(found)) for name, found in shape_losses.items()}
-hourglasses = [means[f"hourglass, K = {depth}"] for depth in (2, 4)]
+hourglasses = [means[f"hourglass, K = {depth}"] for depth in (3, 4)]
 verdict = "came out" if min(hourglasses) < means["SwiGLU"] else "did not come out"
 rows = [
     (
@@ -899,7 +901,7 @@ rows = [
     (
         "*Revisiting the Shape Convention of Transformer Language Models* (arXiv:2602.06471): at equal size "
         "and small scale, wide-narrow-wide is better",
-        f"against SwiGLU it {verdict}: K = 2 {hourglasses[0]:.3f}, K = 4 {hourglasses[1]:.3f}",
+        f"against SwiGLU it {verdict}: K = 3 {hourglasses[0]:.3f}, K = 4 {hourglasses[1]:.3f}",
     ),
 ]
 table = "\n".join(f"| {claim} | {measured} |" for claim, measured in rows)

@@ -247,7 +247,8 @@ def check_shift_matrix():
 #
 # $$(R_i q) \cdot (R_j k) = q \cdot R_i^{T} R_j k = q \cdot R_{j-i} \, k$$
 #
-# The content stays, the absolute positions are gone, and nothing is learned. In RoPE the pair
+# The content stays, the absolute positions are gone, and nothing is learned. (Here $R_i$ turns by $+i w_j$.
+# The matrix of exercise 2 is its transpose, because there the sine comes first.) In RoPE the pair
 # $(a, b) = (x_{2j}, x_{2j+1})$ becomes $(a \cos \theta - b \sin \theta, \; a \sin \theta + b \cos \theta)$
 # with the angle $\theta = n w_j$.
 #
@@ -528,10 +529,11 @@ axes.legend(fontsize=8)
 picture
 
 # %% [markdown]
-# The order turns around at the edge. The schemes that *add* positions are ahead at 6, and fall off a
+# Within two symbols the order turns around. The schemes that *add* positions are ahead at 6, and fall off a
 # cliff one symbol later. NoPE and ALiBi learn slowly here (180 steps are few), but hardly notice the edge:
 # their curves go down evenly, through it. What they learned is not exact, but it is not tied to the lengths
-# in training. RoPE lies between.
+# in training. RoPE starts as low as ALiBi and falls like the schemes that add: at 7 and 8 it is behind the
+# sinusoids.
 #
 # For the learned table the cliff is no surprise: in training no separator stood at position 7, and rows from
 # 12 on are untrained noise. The sinusoids are defined everywhere, and fall as well: a formula does not help a
@@ -579,7 +581,7 @@ axes.legend(fontsize=8)
 picture
 
 # %% [markdown]
-# RoPE reads as well as any at the length it was trained for, and is among the worst at twice that length.
+# RoPE reads as well as any at the length it was trained for, and is the worst at twice that length.
 # ALiBi is flat: it does not get better with more context, but it does not break. That is extrapolation in the
 # sense of the paper, and no more. NoPE is flat too: with one layer, the past is a bag of letters to it.
 #
@@ -748,8 +750,8 @@ table = "\n".join(f"| {claim} | {measured} |" for claim, measured in rows)
 Markdown(f"## What the papers say, what we measured\n\n| The paper says | We measured |\n|---|---|\n{table}")
 
 # %% [markdown]
-# One seed, models of ten to twenty thousand parameters, and a few seconds of training: read the numbers as
-# examples, not as a ranking.
+# One seed, models of seven to twenty-two thousand parameters, and a few seconds of training: read the numbers
+# as examples, not as a ranking.
 #
 # ## On your own
 #

@@ -431,10 +431,11 @@ picture
 # $$\Delta_t = \mathrm{softplus}(u_t W_\Delta + \beta), \qquad
 # x_t = e^{\Delta_t A} * x_{t-1} + \Delta_t\,u_t\,B_t, \qquad y_t = x_t \cdot C_t$$
 #
-# $A$ stays fixed, $B_t = u_t W_B$ and $C_t = u_t W_C$ say what is written and what is read. (A skip
-# $D\,u_t$ is added to $y_t$.) Two checks: with a constant $\Delta$, $B$ and $C$ it must be a convolution
-# again. And for one state with $a=-1$, softplus is exactly what turns the step into the gate of an LSTM or
-# GRU: $g = 1 - e^{-\mathrm{softplus}(s)} = \sigma(s)$.
+# $A$ stays fixed, $B_t = u_t W_B$ and $C_t = u_t W_C$ say what is written and what is read. (A skip $D\,u_t$
+# is added to $y_t$.) For the state this is the hold of section 1; for the input Mamba's code takes the
+# simpler $\Delta_t$. Two checks: with a constant $\Delta$, $B$ and $C$ it must be a convolution again. And
+# with the exact hold, one state and $a=-1$, softplus is what turns the step into the gate of an LSTM or GRU:
+# $g = 1 - e^{-\mathrm{softplus}(s)} = \sigma(s)$.
 
 # %%
 rng = np.random.default_rng(0)
@@ -638,7 +639,7 @@ picture
 # its memory is good enough, only its clock is wrong.
 #
 # What has the network learned? Left: how much the slowest state of each channel keeps at each token,
-# $e^{-\Delta_t}$. Right: the same networks on rows that are longer or shorter than those of the training.
+# $e^{\Delta_t A}$. Right: the same networks on rows that are longer or shorter than those of the training.
 
 # %%
 tokens = task.sample(np.random.default_rng(0), 3)[0][2:]
@@ -646,7 +647,9 @@ seen = []
 hook = selective[0].block.mixer.scan.register_forward_pre_hook(lambda scan, inputs: seen.append(inputs[1]))
 selective[0](tokens)
 hook.remove()
-keeps = np.exp(-mt.ops.softplus(seen[0] + selective[0].block.mixer.scan.bias).numpy()[0])
+scan = selective[0].block.mixer.scan
+slowest = np.exp(scan.a_log.numpy()).min(axis=1)
+keeps = np.exp(-slowest * mt.ops.softplus(seen[0] + scan.bias).numpy()[0])
 lengths = [6, 12, 24, 48, 96]
 longer = [SelectiveCopy(k=2, v=4, T=n, slots="copy") for n in lengths]
 tests = {
@@ -690,13 +693,14 @@ picture
 # Let all states of a head share one decay $a_t = \Delta_t A \le 0$, as **Mamba-2** does. Unroll the
 # recurrence once more, and collect what token $j$ contributes to token $i$:
 #
-# $$y_i = \sum_{j \le i} L_{ij}\,(C_i \cdot B_j)\,u_j, \qquad L_{ij} = \exp(a_{j+1} + \cdots + a_i)$$
+# $$y_i = \sum_{j \le i} L_{ij}\,(C_i \cdot B_j)\,\Delta_j u_j, \qquad L_{ij} = \exp(a_{j+1} + \cdots + a_i)$$
 #
-# $C$ is a query, $B$ a key, $u$ a value, and instead of a softmax there is a matrix of decays $L$. This is
-# the **state-space duality**: a recurrence with a fixed state, or a matrix over all pairs. For a short text
-# the matrix is quick, for a long one the recurrence, and Mamba-2 uses one within chunks and the other
-# between them. Below, three tokens in the middle say "forget" ($a=-2$); the others keep ($a=-0.05$). On the
-# right, a layer of the library before training: what stands out is its convolution over four tokens.
+# $C$ is a query, $B$ a key, $\Delta u$ a value, and instead of a softmax there is a matrix of decays $L$.
+# (Below, and in the exercise, $\Delta_j$ is taken to be part of $u_j$.) This is the **state-space duality**:
+# a recurrence with a fixed state, or a matrix over all pairs. For a short text the matrix is quick, for a
+# long one the recurrence, and Mamba-2 uses one within chunks and the other between them. Below, three tokens
+# in the middle say "forget" ($a=-2$); the others keep ($a=-0.05$). On the right, a layer of the library
+# before training: what stands out is its convolution over four tokens.
 
 # %%
 rng = np.random.default_rng(0)
@@ -879,4 +883,4 @@ Markdown(f"## What the papers say, what we measured\n\n| The paper says | We mea
 # Read `minitf/mixers/selective_scan.py`, then `mamba2_ssd.py` beside it: the equations at the top are those
 # of this lesson. `minitf show mamba_block` prints the whole block, and
 # `minitf train --task mqar --attention mamba2_ssd` asks it to remember pairs.
-# `mt.catalogue.find("*", kind="mixer")` lists the other ways to mix tokens with a fixed state.
+# `mt.catalogue.find("*", family="state space")` lists the other state spaces.

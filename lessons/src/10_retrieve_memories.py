@@ -193,7 +193,7 @@ picture
 # ### Exercise 2: one update and its energy
 #
 # Write both. $e^{\beta x \cdot \xi}$ overflows for large $\beta$: take the largest score out first, as in
-# lesson 02.
+# lesson `02_build_attention`.
 
 
 # %%
@@ -239,7 +239,8 @@ def hopfield_step(patterns, state, beta):
 def check_hopfield_step():
     two = np.array([[1.0, 0.0], [0.0, 2.0]])
     with np.errstate(all="ignore"):
-        for patterns, beta in ((two[:1], 1.0), (two, 1.0), (two, 0.5), (two, 4000.0)):
+        other = np.array([[2.0, 1.0], [1.0, 0.0]])
+        for patterns, beta in ((two[:1], 1.0), (two, 1.0), (two, 0.5), (two, 4000.0), (other, 1.0)):
             state = np.array([0.5, 0.5])
             answer = hopfield_step(patterns, state, beta)
             words = f"patterns {patterns.tolist()}, state [0.5, 0.5], beta {beta}"

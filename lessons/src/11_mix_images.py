@@ -509,7 +509,7 @@ def check_window_products():
 # | `neighborhood_attention` | the 3 x 3 cells around it |
 # | `axial_attention` | its row and its column |
 # | `gfnet_filter` | all cells, one learned filter for each channel (by Fourier transform) |
-# | `mlp_mixer` | all cells, one learned matrix for all channels |
+# | `mlp_mixer` | all cells, one small learned network across cells, the same for all channels |
 # | `pool_mixer` | the mean of the 3 x 3 cells around it |
 # | nothing | only itself: pooling with a window of 1 gives 0 |
 #
