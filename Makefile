@@ -46,7 +46,7 @@ lessons: .venv/.ready-lessons  ## open the lessons in JupyterLab
 
 site: .venv/.ready-docs  ## build the site into build/site (about two minutes the first time)
 	@mkdir -p build/site-source
-	MPLBACKEND=Agg $(BIN)/python -m sphinx -W --keep-going -b html -c docs -d build/site-doctrees build/site-source build/site
+	$(TEST_ENV) $(BIN)/python -m sphinx -W --keep-going -b html -c docs -d build/site-doctrees build/site-source build/site
 	@echo "Open build/site/index.html, or serve it: $(BIN)/python -m http.server --directory build/site"
 
 test-matrix:  ## run the test suite on Python 3.11 to 3.13, each with the oldest and the newest NumPy

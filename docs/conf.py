@@ -60,6 +60,7 @@ html_context = {"default_mode": "auto"}
 html_theme_options = {
     "logo": {"text": "minitf"},
     "navbar_align": "left",
+    "header_links_before_dropdown": 6,
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
@@ -71,4 +72,4 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 # These have no pages beside them, or need the room.
-html_sidebars = {page: [] for page in ("index", "catalogue", "papers", "benchmarks")}
+html_sidebars = {page: [] for page in ("index", "teach", "catalogue", "papers", "benchmarks")}

@@ -11,6 +11,7 @@ busy with something else.
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import os
 import statistics
@@ -174,7 +175,7 @@ def run(benchmarks: Sequence[Callable[[int], list[Row]]] = (), repetitions: int 
     """Run `benchmarks` (default: all), and describe the machine.
 
     Returns:
-        {"machine": str, "warnings": list of str, "rows": list of dicts with the fields of `Row`}.
+        {"date": str, "machine": str, "warnings": list of str, "rows": dicts with the fields of `Row`}.
 
     Raises:
         BenchError: libraries disagree on the values.
@@ -182,6 +183,7 @@ def run(benchmarks: Sequence[Callable[[int], list[Row]]] = (), repetitions: int 
     before = spin()
     rows = [row for benchmark in benchmarks or BENCHMARKS for row in benchmark(repetitions)]
     return {
+        "date": datetime.date.today().isoformat(),
         "machine": machine_line(("torch", "autograd")),
         "warnings": foreign_load(before, spin()),
         "rows": [asdict(row) for row in rows],

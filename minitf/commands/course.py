@@ -12,6 +12,7 @@ import click
 
 from minitf import MinitfError
 from minitf.course import Lesson, lessons
+from minitf.course.lessons import CHECKOUT
 
 from .lessons import install_command
 from .output import on_terminal, print_json, print_table, say
@@ -113,15 +114,15 @@ def build(names: tuple[str, ...], folder: Path | None) -> None:
       minitf course build --folder my_lessons
     """
     need(*NEEDED)
-    from nbclient.exceptions import CellControlSignal
-
+    if folder is None and not CHECKOUT.is_dir():
+        raise MinitfError("the notebooks of minitf are made in its repository; name your own with --folder")
     from minitf.course.build import build as build_one
-    from minitf.course.execute import in_words
+    from minitf.course.execute import FAILURES, in_words
 
     def work(lesson: Lesson) -> None:
         try:
             build_one(lesson)
-        except CellControlSignal as error:
+        except FAILURES as error:
             # The text shows the cell and where it raised.
             say(in_words(error))
             raise MinitfError(
@@ -159,7 +160,7 @@ def check(
     # Otherwise hypothesis leaves a folder of notes wherever the user stands.
     os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.devnull)
     chosen = lessons(names, folder)
-    stages = [name for name in inspect.STAGES if not quick or name in ("source", "files")]
+    stages = [name for name in inspect.STAGES if not quick or name in inspect.QUICK]
 
     def work(lesson: Lesson) -> dict[str, list[str]]:
         return {stage: inspect.problems(lesson, stage) for stage in stages}
@@ -179,8 +180,8 @@ def check(
         for name, one in found.items():
             for stage, problems in one.items():
                 for problem in problems:
-                    say(f"{name}, {stage}: {problem}", fg="red")
-        if not ok:
+                    say(f"{name}, {stage}: {problem.removeprefix(f'{name}: ')}", fg="red")
+        if any(one.get("files") and not one["source"] for one in found.values()):
             say("Where only a notebook differs from its source, minitf course build makes it again.")
     ctx.exit(0 if ok else 1)
 

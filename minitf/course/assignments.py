@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 
 import nbformat
 
 from minitf.course.build import write
+from minitf.course.execute import KERNEL, TIMEOUT
 from minitf.course.lessons import CourseError, Lesson
 from minitf.course.notebooks import STUB, notebook
 
 CONFIG = f'''"""nbgrader's settings for this course."""
 
 import os
+import sys
 from pathlib import Path
 
 c = get_config()
@@ -27,12 +28,13 @@ c.CourseDirectory.root = str(Path(__file__).resolve().parent)
 # What students find in the place of a solution.
 c.ClearSolutions.code_stub = {{"python": "{STUB}"}}
 # Seconds for one cell.
-c.ExecutePreprocessor.timeout = 300
+c.ExecutePreprocessor.timeout = {TIMEOUT}
 # A check that fails raises, so that nbgrader sees it. For students it only says what differs.
 os.environ["MINITF_STRICT"] = "1"
 # Lessons are written for one thread and for pictures in the notebook.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+os.environ.update({KERNEL!r})
+# nbgrader calls programs that are installed beside this Python, whose folder need not be on the path.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 '''
 
 README = """# A course with minitf
@@ -52,7 +54,11 @@ each student into `feedback/`. Then:
 
     nbgrader export
 
-writes all grades as a table.
+writes all grades as a table. ("nbgrader: command not found" means that the environment is not active: call
+the one in the `bin` folder of the Python that has minitf.) Feedback shows students the hidden tests too.
+
+The code of students runs in the same process as the checks, with your rights. Grading finds mistakes, not
+cheating: look at what is handed in, and run it in a container if you do not know who wrote it.
 
 The lessons:
 
@@ -64,18 +70,22 @@ def init(folder: Path, lessons: Iterable[Lesson]) -> list[Path]:
     """Lay out a course in `folder`, which is made; the paths of its assignments.
 
     Raises:
-        CourseError: the folder has something in it; nothing was written.
+        CourseError: the folder has something in it, or a lesson is not right; nothing was written.
         OSError: it cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise CourseError(f"{folder} is a file: name a folder that does not exist yet")
+    if folder.exists() and any(folder.iterdir()):
         raise CourseError(f"{folder} is not empty: name a folder that does not exist yet")
-    folder.mkdir(parents=True, exist_ok=True)
-    written, rows = [], []
+    made, rows = {}, []
     for lesson in lessons:
-        path = folder / "source" / lesson.name / f"{lesson.name}.ipynb"
-        write(notebook(lesson, "nbgrader"), path)
-        written.append(path)
+        # What nbgrader will hand out must be right, too.
+        notebook(lesson, "handed out")
+        made[folder / "source" / lesson.name / f"{lesson.name}.ipynb"] = notebook(lesson, "nbgrader")
         rows.append(f"- `{lesson.name}`: {lesson.title}")
+    for path, nb in made.items():
+        write(nb, path)
+    written = list(made)
     folder.joinpath("nbgrader_config.py").write_text(CONFIG, encoding="utf-8")
     text = README.format(first=written[0].stem, table="\n".join(rows))
     folder.joinpath("README.md").write_text(text, encoding="utf-8")
@@ -88,14 +98,8 @@ def nbgrader(folder: Path, *arguments: str) -> str:
     Raises:
         CourseError: it failed, with its own words.
     """
-    # It calls programs that are installed beside this Python, whose folder need not be on the path.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     done = subprocess.run(
-        [sys.executable, "-m", "nbgrader", *arguments],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", "nbgrader", *arguments], cwd=folder, capture_output=True, text=True
     )
     if done.returncode:
         raise CourseError(f"nbgrader {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
@@ -109,19 +113,17 @@ def of_release(lessons: Iterable[Lesson]) -> dict[str, list[str]]:
         CourseError: nbgrader refuses the course.
     """
     lessons = list(lessons)
-    folder = Path(tempfile.mkdtemp(prefix="minitf-course-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix="minitf-course-") as temporary:
+        folder = Path(temporary)
         init(folder, lessons)
         nbgrader(folder, "generate_assignment", "--assignment=*")
         found = {}
         for lesson in lessons:
             path = folder / "release" / lesson.name / f"{lesson.name}.ipynb"
-            have, want = nbformat.read(path, 4), notebook(lesson, "handed out")
+            have, want = nbformat.read(path, 4).cells, notebook(lesson, "handed out").cells
             found[lesson.name] = [
-                f"released, cell {i} differs from what is handed out: {b.source[:60]!r}"
-                for i, (a, b) in enumerate(zip(have.cells, want.cells, strict=True))
-                if a.source != b.source
+                f"released, cell {i} differs from what is handed out"
+                for i, (a, b) in enumerate(zip_longest(have, want))
+                if a is None or b is None or a.source != b.source
             ]
         return found
-    finally:
-        shutil.rmtree(folder)

@@ -12,7 +12,7 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellControlSignal
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 from nbformat import NotebookNode
 
 import minitf
@@ -28,6 +28,13 @@ warnings.simplefilter("error")
 warnings.filterwarnings("ignore", module="ipykernel|tornado|asyncio|zmq")
 del offline, socket, warnings
 """
+
+# The environment of a lesson: one thread, so that sums are taken in the same order on every run, and pictures
+# in the notebook, whatever the test suite asks for.
+KERNEL = {
+    **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+}
 
 # Seconds for one cell. Far above what lessons take: other work may share the machine.
 TIMEOUT = 300
@@ -61,11 +68,8 @@ def run(nb: NotebookNode, *, strict: bool = False) -> NotebookNode:
             "IPYTHONDIR": str(startup.parents[1]),
             # This minitf, wherever the command was started.
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            # The test suite asks for a backend without pictures.
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "MINITF_STRICT": "1" if strict else "",
-            # One thread: sums in the same order on every run.
-            **dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+            **KERNEL,
         }
         # No folders to search: the kernel of this Python, not one that was installed under the same name.
         specs = KernelSpecManager(kernel_dirs=[])
@@ -99,7 +103,11 @@ def joined(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
     return found
 
 
-def in_words(error: CellControlSignal) -> str:
+# What running a notebook can end in: a cell raised or took too long, or the kernel died.
+FAILURES = (CellControlSignal, DeadKernelError)
+
+
+def in_words(error: Exception) -> str:
     """The error of a cell as text, without the colours of a terminal."""
     return re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
 

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from itertools import zip_longest
 
 import nbformat
-from nbclient.exceptions import CellControlSignal
 from nbformat import NotebookNode
 
-from minitf.course.execute import in_words, printed, run
+from minitf.course.execute import FAILURES, in_words, printed, run
 from minitf.course.lessons import CourseError, Lesson
 from minitf.course.notebooks import Exercise, Form, exercises, notebook
 from minitf.registry import index
@@ -29,8 +28,8 @@ PICTURES = 2
 # Where they must stand: in the first cell, and anywhere.
 FIRST = ("What you will do", "What you will learn", "What you need")
 LATER = ("What the papers say, what we measured", "## On your own", "## Where to go next")
-# Shorter messages say too little.
-WORDS = 20
+# Characters: shorter messages say too little.
+SHORTEST = 20
 
 NOT_YET, SOLVED = "\N{BALLOT X}", "\N{CHECK MARK}"
 VERDICT = re.compile(rf"^[{NOT_YET}{SOLVED}] .*", re.MULTILINE | re.DOTALL)
@@ -42,6 +41,8 @@ PLACE = re.compile(r"/(home|root|tmp|work|Users)/|\bat 0x[0-9a-f]+")
 def of_source(lesson: Lesson) -> list[str]:
     """What the source lacks."""
     nb = notebook(lesson, "handed out")
+    if not nb.cells:
+        return ["it has no cells"]
     found = []
     first, text = nb.cells[0].source, "\n".join(cell.source for cell in nb.cells)
     if len(nb.cells) not in CELLS:
@@ -65,7 +66,9 @@ def of_source(lesson: Lesson) -> list[str]:
     for one in every:
         if not one.mistakes:
             found.append(f"{one.name}: no mistake shows that its check can fail")
-        found += [f"{one.name}: a mistake must begin with a comment" for m in one.mistakes if m[0] != "#"]
+        found += [
+            f"{one.name}: a mistake must begin with a comment" for m in one.mistakes if not m.startswith("#")
+        ]
     return found
 
 
@@ -78,8 +81,15 @@ def of_files(lesson: Lesson) -> list[str]:
         if not path.exists():
             found.append(f"there is no notebook for the form {form!r}")
             continue
-        have, want = nbformat.read(path, nbformat.NO_CONVERT), notebook(lesson, form)
-        if have.metadata != want.metadata or len(have.cells) != len(want.cells):
+        want = notebook(lesson, form)
+        try:
+            have = nbformat.read(path, nbformat.NO_CONVERT)
+        except Exception as error:
+            found.append(f"{form}: the notebook cannot be read: {error}")
+            continue
+        if have.metadata != want.metadata:
+            found.append(f"{form}: the metadata differs")
+        if len(have.cells) != len(want.cells):
             found.append(f"{form}: {len(have.cells)} cells where the source makes {len(want.cells)}")
         for i, (a, b) in enumerate(zip(have.cells, want.cells)):
             changed = [key for key in ("cell_type", "id", "metadata", "source") if a.get(key) != b[key]]
@@ -94,7 +104,7 @@ def of_handed_out(lesson: Lesson) -> list[str]:
     """Run it as students get it: no check may pass, and each must say in its own words what is missing."""
     try:
         nb = run(notebook(lesson, "handed out"))
-    except CellControlSignal as error:
+    except FAILURES as error:
         return [f"as handed out, a cell raised: {in_words(error)}"]
     every, said, found = exercises(lesson), verdicts(nb), []
     for one in every:
@@ -118,7 +128,7 @@ def of_solved(lesson: Lesson) -> list[str]:
         nb.cells += [nbformat.v4.new_code_cell(code), nbformat.v4.new_code_cell(one.check)]
     try:
         nb = run(nb)
-    except CellControlSignal as error:
+    except FAILURES as error:
         return [f"solved, a cell raised: {in_words(error)}"]
     lesson_cells, after = nb.cells[:size], nb.cells[size:]
     nb.cells = lesson_cells
@@ -149,7 +159,7 @@ def poor(words: str) -> list[str]:
     message = words.split(": not yet. ", 1)[-1].strip()
     if ERROR_TYPE.match(message):
         return [f"a sentence must say what is wrong, not {message!r}"]
-    return [f"the message says too little: {message!r}"] if len(message) < WORDS else []
+    return [f"the message says too little: {message!r}"] if len(message) < SHORTEST else []
 
 
 def of_outputs(nb: NotebookNode) -> list[str]:
@@ -223,7 +233,8 @@ def verdicts(nb: NotebookNode) -> dict[str, str]:
     }
 
 
-# What can be inspected, quickest first.
+# What can be inspected, quickest first; the first two run nothing.
+QUICK = ("source", "files")
 STAGES: dict[str, Callable[[Lesson], list[str]]] = {
     "source": of_source,
     "files": of_files,

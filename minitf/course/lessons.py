@@ -86,7 +86,7 @@ def folder_of_lessons() -> Path:
 
 
 def lessons(names: Iterable[str] = (), folder: Path | None = None) -> list[Lesson]:
-    """The lessons in order: all, or those with these names or numbers ("06" is enough).
+    """The lessons in order: all, or those with these names or numbers ("06" or "6" is enough).
 
     Args:
         names: of lessons.
@@ -104,8 +104,8 @@ def lessons(names: Iterable[str] = (), folder: Path | None = None) -> list[Lesso
     every = {path.stem: Lesson(path) for path in paths}
     chosen = []
     for name in names:
-        found = [lesson for known, lesson in every.items() if name in (known, known[:2])]
+        found = [lesson for known, lesson in every.items() if name.zfill(2) in (known, known[:2])]
         if not found:
             raise CourseError(f"no lesson is called {name!r}; there are: {', '.join(every)}")
-        chosen += found
+        chosen += [lesson for lesson in found if lesson not in chosen]
     return chosen or list(every.values())

@@ -35,6 +35,7 @@ def between(word: str) -> re.Pattern[str]:
 SOLUTION, HIDDEN = between("SOLUTION"), between("HIDDEN TESTS")
 MARKER = re.compile(r"# (BEGIN|END) (SOLUTION|HIDDEN TESTS)")
 CHECK = re.compile(r'^@exercise\("(\w+)"\)$', re.MULTILINE)
+DECORATOR = re.compile(r"^@exercise\(", re.MULTILINE)
 MISTAKE = "mistake"
 
 
@@ -69,12 +70,15 @@ def exercises(lesson: Lesson) -> list[Exercise]:
     """The exercises of a lesson in order, in the solved form.
 
     Raises:
-        CourseError: a solution, mistake or check without the others.
+        CourseError: a marker without its partner, a solution or a check without the other, a name twice.
     """
-    found, open_one = [], Exercise("")
+    found: list[Exercise] = []
+    open_one = Exercise("")
     for cell in read(lesson):
         if cell.cell_type != "code":
             continue
+        if MARKER.search(in_form(cell.source, "solved")):
+            raise CourseError(f"{lesson.name}: BEGIN and END must come in pairs:\n{cell.source}")
         name = check_of(lesson, cell)
         if is_mistake(cell):
             open_one.mistakes.append(cell.source)
@@ -85,6 +89,8 @@ def exercises(lesson: Lesson) -> list[Exercise]:
         elif name:
             if not open_one.solution:
                 raise CourseError(f"{lesson.name}: {name}: no solution stands before the check")
+            if name in (one.name for one in found):
+                raise CourseError(f"{lesson.name}: two exercises are called {name}")
             open_one.name, open_one.check = name, in_form(cell.source, "solved")
             found.append(open_one)
             open_one = Exercise("")
@@ -97,9 +103,13 @@ def check_of(lesson: Lesson, cell: NotebookNode) -> str | None:
     """The name of the exercise that a cell checks, if it checks one.
 
     Raises:
-        CourseError: it checks several.
+        CourseError: it checks several, or the name is not a literal one.
     """
     names = CHECK.findall(cell.source)
+    if len(names) != len(DECORATOR.findall(cell.source)):
+        raise CourseError(
+            f'{lesson.name}: write @exercise("name") with letters, digits and _:\n{cell.source}'
+        )
     if len(names) > 1:
         raise CourseError(f"{lesson.name}: {' and '.join(names)}: each check needs a cell of its own")
     return names[0] if names else None
@@ -142,10 +152,6 @@ def notebook(lesson: Lesson, form: Form) -> NotebookNode:
         elif name:
             cell.metadata.nbgrader = graded(f"check_{name}", points=1)
         text = in_form(cell.source, form)
-        if MARKER.search(in_form(cell.source, "solved")):
-            raise CourseError(
-                f"{lesson.name}: BEGIN and END of a solution or test must come in pairs:\n{text}"
-            )
         try:
             ast.parse(text)
         except SyntaxError as error:

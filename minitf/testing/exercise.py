@@ -13,6 +13,10 @@ from .report import CheckError
 NOTEBOOK = 8
 
 
+# Read once, so that no answer can change it.
+STRICT = bool(os.environ.get("MINITF_STRICT"))
+
+
 class ExerciseError(MinitfError, AssertionError):
     """An exercise that is not solved, where the environment asks for strictness."""
 
@@ -37,8 +41,11 @@ def exercise(name: str) -> Callable[[Callable[[], None]], None]:
             check()
         except Exception as error:
             what = in_words(error)
-            if os.environ.get("MINITF_STRICT"):
-                raise ExerciseError(f"{name}: {what}") from error
+            if STRICT:
+                # The message of an assertion says it all; a student need not read where it was raised.
+                raise ExerciseError(f"{name}: {what}") from (
+                    None if isinstance(error, AssertionError) else error
+                )
             print(f"\N{BALLOT X} {name}: not yet. {what}")
         else:
             print(f"\N{CHECK MARK} {name}: solved")

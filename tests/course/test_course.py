@@ -12,6 +12,7 @@ from nbclient.exceptions import CellExecutionError
 
 from minitf.cli import main
 from minitf.course import CourseError, Lesson, lessons
+from minitf.course.assignments import init
 from minitf.course.build import build
 from minitf.course.execute import printed, run
 from minitf.course.inspect import masked, of_files, of_handed_out, of_solved, of_source
@@ -141,17 +142,15 @@ def test_numbers_may_differ_and_words_not() -> None:
         ("import warnings; warnings.warn('old')", "UserWarning: old"),
         ("import numpy as np; np.log(np.zeros(1))", "divide by zero"),
         ("import urllib.request; urllib.request.urlopen('http://localhost')", "must not use the network"),
-        ("@exercise('never')\ndef check():\n    assert False, 'no answer yet'", "no answer yet"),
     ],
-    ids=["warning", "NumPy warning", "network", "unsolved"],
+    ids=["warning", "NumPy warning", "network"],
 )
 def test_what_must_raise(tmp_path: Path, line: str, error: str) -> None:
     lesson = written(f"{LESSON}\n# %%\n{line}\n", tmp_path)
     with pytest.raises(CellExecutionError) as raised:
         run(notebook(lesson, "solved"), strict=True)
     assert error in f"{raised.value.ename}: {raised.value.evalue}", f"another error: {raised.value}"
-    if "exercise" not in line:
-        assert any(error in problem for problem in of_handed_out(lesson))
+    assert any(error in problem for problem in of_handed_out(lesson))
 
 
 @pytest.mark.parametrize(
@@ -205,12 +204,14 @@ def test_faults_of_a_source(lesson: Lesson, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        ("    # END SOLUTION\n", "", "no solution stands before|must come in pairs"),
+        ("    # END SOLUTION\n", "", "must come in pairs"),
         ("    # BEGIN HIDDEN TESTS\n", "", "must come in pairs"),
         ("    # BEGIN SOLUTION", "        # BEGIN SOLUTION", "handed out, a cell is not Python"),
         ("\n\n# %% tags", "\n# %%\n\n# %% tags", None),
         ('# %%\n@exercise("double")', '@exercise("double")', "after the last check"),
         ('@exercise("double")', '@exercise("double")\n@exercise("triple")', "each check needs a cell"),
+        ('@exercise("double")', "@exercise('double')", r'write @exercise\("name"\)'),
+        ('@exercise("double")', '@exercise("double it")', r'write @exercise\("name"\)'),
         ("def check_double", "def check_double_too", None),
     ],
 )  # fmt: skip
@@ -223,8 +224,37 @@ def test_wrong_sources(tmp_path: Path, old: str, new: str, error: str | None) ->
         notebook(lesson, "nbgrader")
 
 
+def test_what_a_course_must_not_begin_with(tmp_path: Path) -> None:
+    twice = LESSON[LESSON.index("# %%\ndef double") :]
+    bad = written(f"{LESSON}\n\n{twice}", tmp_path)
+    with pytest.raises(CourseError, match="two exercises are called double"):
+        init(tmp_path / "course", [bad])
+    only_hidden = LESSON.replace(
+        '    assert double(2) is not None, "double(2) gave nothing: return 2 x"\n', ""
+    )
+    with pytest.raises(CourseError, match="handed out, a cell is not Python"):
+        init(tmp_path / "course", [written(only_hidden, tmp_path)])
+    assert not (tmp_path / "course").exists(), "nothing may be written when a lesson is wrong"
+    assert of_source(written("", tmp_path)) == ["it has no cells"]
+
+
+def test_a_kernel_that_dies_and_a_notebook_that_is_damaged(lesson: Lesson, tmp_path: Path) -> None:
+    (found,) = of_handed_out(written(f"{LESSON}\n# %%\nimport os\nos._exit(1)\n", tmp_path))
+    assert "died" in found, found
+    lesson.handed_out.write_text("{")
+    assert any("cannot be read" in words for words in of_files(lesson))
+
+
+def test_an_answer_cannot_switch_the_checks_off(tmp_path: Path) -> None:
+    away = 'import os\n\nos.environ["MINITF_STRICT"] = ""\n\n\ndef double(x):'
+    lesson = changed('def double(x):\n    """Twice', f'{away}\n    """Twice', tmp_path)
+    with pytest.raises(CellExecutionError) as raised:
+        run(notebook(lesson, "handed out"), strict=True)
+    assert "double(2) gave nothing" in str(raised.value)
+
+
 def test_names_of_lessons(lesson: Lesson, tmp_path: Path) -> None:
-    assert lessons(["00"], tmp_path) == lessons(["00_double_number"], tmp_path) == [lesson]
+    assert lessons(["00", "0"], tmp_path) == lessons(["00_double_number"], tmp_path) == [lesson]
     with pytest.raises(CourseError, match="there are: 00_double_number"):
         lessons(["07"], tmp_path)
     lesson.source.with_name("draft.py").touch()
@@ -245,6 +275,7 @@ def call(*arguments: str, code: int = 0) -> str:
 def test_commands(lesson: Lesson, tmp_path: Path) -> None:
     where = ("--folder", str(tmp_path))
     assert json.loads(call("list", "--json", *where))[0]["variants"] == ["gla", "delta_net"]
+    assert "is a file" in call("init", str(lesson.source), *where, code=1)
     call("build", "00", *where)
     told = json.loads(call("check", "--quick", "--json", *where, code=1))
     assert told["lessons"]["00_double_number"]["files"] == [] and not told["ok"]

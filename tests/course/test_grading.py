@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import nbformat
@@ -49,6 +50,9 @@ def test_right_wrong_and_empty(tmp_path: Path) -> None:
         assert ("ExerciseError" in page) == (student != "right"), (
             f"{student}: feedback must say what is wrong"
         )
+        text = re.sub(r"<[^>]+>", "", page)
+        told = "ExerciseError: tanh_rule: tanh_rule gave nothing" in text
+        assert told == (student == "empty"), f"{student}: feedback must use the words of the check"
 
 
 @pytest.mark.slow

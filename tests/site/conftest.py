@@ -17,6 +17,13 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "docs"), str(Path(__file__).parent)]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs the whole site is slow."""
+    for item in items:
+        if "built" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 def build(folder: Path) -> None:
     """Build into `folder`, as `make site` does; `log` holds what was said, `code` is written last."""
     source = folder / "source"

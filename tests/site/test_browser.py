@@ -15,7 +15,7 @@ from site_browser import CHROMIUM, DRIVER, Browser, started
 pytestmark = pytest.mark.browser
 # A page of every kind.
 KINDS = (
-    "index", "catalogue", "papers", "benchmarks", "genindex", "search", "lessons/index", "api/index",
+    "index", "teach", "catalogue", "papers", "benchmarks", "genindex", "search", "lessons/index", "api/index",
     "api/minitf", "api/minitf.ops", "variants/softmax_attention", "variants/swin_attention", "variants/rope",
     "variants/nope",
 )  # fmt: skip
