@@ -28,7 +28,7 @@ demo: .venv/.ready-run  ## train a small language model on Moby-Dick, write runs
 	$(BIN)/minitf demo --out runs/demo
 
 test: .venv/.ready-dev  ## run the test suite
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-quick: .venv/.ready-dev  ## run the tests that are quick: no lessons, no grading, no site
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not browser"
