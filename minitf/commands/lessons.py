@@ -6,16 +6,16 @@ import os
 import subprocess
 import sys
 from importlib import util
-from pathlib import Path
 
 import click
 
 from minitf import MinitfError
+from minitf.course.lessons import CHECKOUT
 
 from .output import PIP, say
 
 # The folder that holds `minitf`, `lessons` and `pyproject.toml` in a checkout.
-ROOT = Path(__file__).parents[2]
+ROOT = CHECKOUT.parent
 
 
 @click.command("lessons")

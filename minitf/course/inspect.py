@@ -21,6 +21,7 @@ from minitf.course.execute import FAILURES, in_words, printed, run
 from minitf.course.lessons import CourseError, Lesson
 from minitf.course.notebooks import Exercise, Form, exercises, notebook
 from minitf.registry import index
+from minitf.testing.exercise import BECAUSE, NOT_YET, SOLVED
 
 CELLS = range(30, 51)
 EXERCISES = 4
@@ -31,7 +32,6 @@ LATER = ("What the papers say, what we measured", "## On your own", "## Where to
 # Characters: shorter messages say too little.
 SHORTEST = 20
 
-NOT_YET, SOLVED = "\N{BALLOT X}", "\N{CHECK MARK}"
 VERDICT = re.compile(rf"^[{NOT_YET}{SOLVED}] .*", re.MULTILINE | re.DOTALL)
 ERROR_TYPE = re.compile(r"\w*(Error|Exception|Interrupt)\b")
 NUMBER = re.compile(r"[-+]?(\d[\d,]*(\.\d*)?(e[-+]?\d+)?|inf\b|nan\b)", re.IGNORECASE)
@@ -60,9 +60,8 @@ def of_source(lesson: Lesson) -> list[str]:
         elif name not in code:
             found.append(f"the first cell says that {name!r} is taught, but no code uses it")
     every = exercises(lesson)
-    names = [one.name for one in every]
-    if len(names) < EXERCISES or len(set(names)) < len(names):
-        found.append(f"it needs at least {EXERCISES} exercises with different names, not {names}")
+    if len(every) < EXERCISES:
+        found.append(f"it needs at least {EXERCISES} exercises, not {[one.name for one in every]}")
     for one in every:
         if not one.mistakes:
             found.append(f"{one.name}: no mistake shows that its check can fail")
@@ -156,7 +155,7 @@ def of_trial(one: Exercise, mistake: str, words: str) -> list[str]:
 
 def poor(words: str) -> list[str]:
     """Why a message of a check does not help."""
-    message = words.split(": not yet. ", 1)[-1].strip()
+    message = words.split(BECAUSE, 1)[-1].strip()
     if ERROR_TYPE.match(message):
         return [f"a sentence must say what is wrong, not {message!r}"]
     return [f"the message says too little: {message!r}"] if len(message) < SHORTEST else []

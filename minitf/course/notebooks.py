@@ -12,7 +12,9 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import jupytext
@@ -57,8 +59,14 @@ class Exercise:
 
 
 def read(lesson: Lesson) -> list[NotebookNode]:
-    """The cells of a source as they stand there, mistakes included."""
-    return jupytext.reads(lesson.text, fmt="py:percent").cells
+    """The cells of a source as they stand there, mistakes included; the caller may change them."""
+    return deepcopy(parsed(lesson.text))
+
+
+@cache
+def parsed(text: str) -> list[NotebookNode]:
+    """The cells of a text, taken apart once: every form and every inspection asks for them."""
+    return jupytext.reads(text, fmt="py:percent").cells
 
 
 def is_mistake(cell: NotebookNode) -> bool:

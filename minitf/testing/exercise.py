@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 from minitf.engine import MinitfError
 
-from .report import CheckError
+from .report import MARKS, CheckError
 
 # Examples for `check_variant` in a lesson: under five seconds.
 NOTEBOOK = 8
 
+
+# How what a check prints begins, and what stands between the name and the reason.
+SOLVED, NOT_YET, BECAUSE = MARKS["passed"], MARKS["failed"], ": not yet. "
 
 # Read once, so that no answer can change it.
 STRICT = bool(os.environ.get("MINITF_STRICT"))
@@ -46,9 +49,9 @@ def exercise(name: str) -> Callable[[Callable[[], None]], None]:
                 raise ExerciseError(f"{name}: {what}") from (
                     None if isinstance(error, AssertionError) else error
                 )
-            print(f"\N{BALLOT X} {name}: not yet. {what}")
+            print(f"{NOT_YET} {name}{BECAUSE}{what}")
         else:
-            print(f"\N{CHECK MARK} {name}: solved")
+            print(f"{SOLVED} {name}: solved")
 
     return run
 
