@@ -1,10 +1,12 @@
 """The CuPy backend. It has no kernels of its own: CuPy arrays run the plain definitions."""
 
+from functools import cache
 from typing import Any
 
 KERNELS: dict[str, Any] = {}
 
 
+@cache
 def unavailable() -> str | None:
     """None, or a sentence saying why no kernel can run here."""
     try:

@@ -38,8 +38,7 @@ class Linear(Module):
             raise ShapeError(
                 f"Linear: x {x.shape} must end in {self.weight.shape[0]}, the rows of the weight"
             )
-        y = x @ self.weight
-        return y if self.bias is None else y + self.bias
+        return ops.linear(x, self.weight, self.bias)
 
 
 class Embedding(Module):

@@ -106,6 +106,7 @@ from .layers import (
     dropout,
     embedding,
     layer_norm,
+    linear,
     rms_norm,
 )
 from .linalg import (
@@ -255,6 +256,7 @@ __all__ = [
     "isfinite",
     "isnan",
     "layer_norm",
+    "linear",
     "less",
     "less_equal",
     "linspace",

@@ -2,8 +2,9 @@
 
 The decorated body is the definition. A backend is a module under the entry-point group `minitf.backends` with
 
-    KERNELS: dict[str, Kernel]     operation name -> kernel
+    KERNELS: Mapping[str, Kernel]  operation name -> kernel
     unavailable() -> str | None    None, or a sentence saying why the backend cannot run here
+    enter(), leave()               optional: called when `use` lets the backend compute, and when it stops
 
 A kernel has three functions, which travel together:
 
@@ -51,8 +52,8 @@ _mode = "reference"
 _backends: dict[str, ModuleType] = {}
 _failures: dict[str, str] = {}
 _discovered = False
-# By operation, what offers a kernel for it: (backend, module, kernel). Filled on first need.
-_candidates: dict[str, list[tuple[str, ModuleType, Kernel]]] = {}
+# By operation, the backends that offer a kernel in this mode. Filled on first need.
+_ready: dict[str, list[tuple[str, Op]]] = {}
 
 
 def kernelized(name: str) -> Callable[[Body], Body]:
@@ -62,28 +63,36 @@ def kernelized(name: str) -> Callable[[Body], Body]:
         signature = inspect.signature(body)
         DEFINITIONS[name] = (body, signature)
         defaults = tuple(p.default for p in signature.parameters.values())
-        required = sum(d is inspect.Parameter.empty for d in defaults)
+        position = {key: i for i, key in enumerate(signature.parameters)}
 
         @functools.wraps(body)
         def operation(*args: Any, **options: Any) -> Any:
             # Whoever watches operations (`profile`, `detect_anomaly`) sees those of the definition.
             if _mode == "reference" or STATE.watch is not None:
                 return body(*args, **options)
-            candidates = _candidates.get(name)
-            if candidates is None:
-                candidates = find_candidates(name)
-            if not candidates:
+            ready = _ready.get(name)
+            if ready is None:
+                ready = find_ready(name)
+            if not ready:
                 return body(*args, **options)
-            if options or len(args) < required:
-                bound = signature.bind(*args, **options)
-                bound.apply_defaults()
-                args, options = bound.args, {}
-            else:
-                args += defaults[len(args) :]
-            kernel, reasons = choose(name, args)
-            if kernel is not None:
-                return run(name, kernel, body, args)
-            if _mode != "auto" and name in getattr(_backends[_mode], "KERNELS", {}):
+            given: Any = args + defaults[len(args) :]
+            if options:
+                given = list(given)
+                for key, value in options.items():
+                    i = position.get(key, -1)
+                    # An argument that is unknown or given twice: the definition says so.
+                    if i < len(args):
+                        return body(*args, **options)
+                    given[i] = value
+            if any(a is inspect.Parameter.empty for a in given):
+                return body(*args, **options)
+            reasons = []
+            for backend, op in ready:
+                try:
+                    return record(op, given, {"kept": []})
+                except Unfit as why:
+                    reasons.append(f"{backend}: {why}")
+            if _mode != "auto":
                 raise BackendError(
                     f"{name}: backend {_mode!r} was asked for and cannot run: {'; '.join(reasons)}"
                 )
@@ -94,21 +103,27 @@ def kernelized(name: str) -> Callable[[Body], Body]:
     return decorate
 
 
-def run(name: str, kernel: Kernel, body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    """Run a kernel as one recorded operation."""
-    kept: list[Any] = []
+class Unfit(Exception):
+    """A kernel that does not take these arguments; the text says why."""
 
-    def forward(*values: Any) -> Any:
+
+def operation_of(name: str, kernel: Kernel) -> Op:
+    """The kernel as one recorded operation. `kept` carries the residuals from forward to backward."""
+
+    def forward(*values: Any, kept: list[Any]) -> Any:
+        why = kernel.supports(*values)
+        if why is not None:
+            raise Unfit(why)
         out, residuals = kernel.forward(*values)
         kept.append(residuals)
         return out
 
-    def rule(needed: set[int], g: Any, y: Any, *values: Any) -> Any:
+    def rule(needed: set[int], g: Any, y: Any, *values: Any, kept: list[Any]) -> Any:
         parts = g if isinstance(g, list) else [g]
         if not any(isinstance(part, Tensor) for part in parts):
             return kernel.vjp(kept[0], g)
         # A differentiable backward: differentiate the definition instead.
-        order = sorted(needed)
+        body, order = DEFINITIONS[name][0], sorted(needed)
 
         def plain(*chosen: Any) -> Any:
             full = list(values)
@@ -121,7 +136,7 @@ def run(name: str, kernel: Kernel, body: Callable[..., Any], args: tuple[Any, ..
         found = dict(zip(order, pull(1.0), strict=True))
         return [found.get(i) for i in range(len(values))]
 
-    return record(Op(name, forward, Together(rule)), args, {})
+    return Op(name, forward, Together(rule))
 
 
 def sum_of_products(outputs: tuple[Any, ...], cotangents: list[Any]) -> Any:
@@ -157,19 +172,23 @@ def failures() -> dict[str, str]:
 def register_backend(name: str, module: Any) -> None:
     """Add a backend by hand, for tests and notebooks; packages use the entry-point group instead."""
     _backends[name] = module
-    _candidates.clear()
+    _ready.clear()
 
 
 def unregister_backend(name: str) -> None:
     """Forget a backend that `register_backend` added."""
     _backends.pop(name, None)
-    _candidates.clear()
+    _ready.clear()
 
 
-def find_candidates(name: str) -> list[tuple[str, ModuleType, Kernel]]:
-    """Everything that offers a kernel for the operation `name`, in the order of the backends."""
-    found = [(b, module, module.KERNELS[name]) for b, module in backends().items() if name in module.KERNELS]
-    _candidates[name] = found
+def find_ready(name: str) -> list[tuple[str, Op]]:
+    """The kernels that may run for the operation `name` in this mode, in the order of the backends."""
+    found = [
+        (backend, operation_of(name, module.KERNELS[name]))
+        for backend, module in backends().items()
+        if _mode in ("auto", backend) and name in module.KERNELS and module.unavailable() is None
+    ]
+    _ready[name] = found
     return found
 
 
@@ -199,7 +218,6 @@ class use:
     """
 
     def __init__(self, mode: str):
-        global _mode
         if mode not in ("reference", "auto"):
             known = backends()
             if mode not in known:
@@ -208,14 +226,35 @@ class use:
                 raise BackendError(f"no backend {mode!r}{failed}. Choose one of: {names}")
             if why := known[mode].unavailable():
                 raise BackendError(f"backend {mode!r} cannot run: {why}. `minitf doctor` says how to mend it")
-        self.before, _mode = _mode, mode
+        self.before = _mode
+        switch(mode)
 
     def __enter__(self) -> use:
         return self
 
     def __exit__(self, *_: object) -> None:
-        global _mode
-        _mode = self.before
+        switch(self.before)
+
+
+def switch(mode: str) -> None:
+    """Make `mode` the active one. A backend learns that it is in use, or no longer."""
+    global _mode
+    before, _mode = engaged(_mode), mode
+    _ready.clear()
+    after = engaged(mode)
+    for module in before:
+        if module not in after and hasattr(module, "leave"):
+            module.leave()
+    for module in after:
+        if module not in before and hasattr(module, "enter"):
+            module.enter()
+
+
+def engaged(mode: str) -> list[ModuleType]:
+    """The backends that may compute in `mode`."""
+    if mode == "reference":
+        return []
+    return [m for name, m in backends().items() if mode in ("auto", name) and m.unavailable() is None]
 
 
 def active() -> str:

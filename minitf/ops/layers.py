@@ -8,8 +8,22 @@ from minitf.engine import Array, ShapeError, Tensor, array_module
 
 from .elementwise import Like, multiply, rsqrt, square
 from .kernels import kernelized
+from .linalg import matmul
 from .reductions import logsumexp, mean, sum
 from .shape import take
+
+
+@kernelized("linear")
+def linear(x: Like, weight: Like, bias: Like = None) -> Tensor:
+    """y = x W + b.
+
+    Args:
+        x: (..., D).
+        weight: W, (D, F).
+        bias: b, (F,) or None.
+    """
+    y = matmul(x, weight)
+    return y if bias is None else y + bias
 
 
 @kernelized("layer_norm")

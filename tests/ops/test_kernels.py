@@ -60,7 +60,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """The only backend while a test runs: installed ones would answer too."""
     monkeypatch.setattr(kernels, "_backends", {})
     monkeypatch.setattr(kernels, "_failures", {})
-    monkeypatch.setattr(kernels, "_candidates", {})
+    monkeypatch.setattr(kernels, "_ready", {})
     monkeypatch.setattr(kernels, "_discovered", True)
     module = SimpleNamespace(unavailable=lambda: None)
     module.KERNELS = {

@@ -1,0 +1,79 @@
+"""What every kernel shares: how it is compiled, and into how many parts it is cut.
+
+Parts depend on sizes and on the machine's cores only, never on the number of threads, and partial sums are
+merged in the order of the parts: results are bit-equal on any number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numba import njit, prange
+from numba.core import event
+
+from .threads import share
+
+__all__ = ["CORES", "jit", "parallel_jit", "parts", "prange"]
+
+# Elementary operations below which a kernel stays on one thread: about 20 microseconds of work.
+SERIAL = 1 << 15
+CORES = os.cpu_count() or 1
+# The passes of Numba's parallel compiler that our loops do not need; `prange` is the one they do.
+PASSES = {"comprehension": False, "reduction": False, "setitem": False, "numpy": False, "stencil": False}
+
+
+def parts(count: int, work: int, most: int = 4 * CORES) -> int:
+    """Into how many parts to cut `count` items that cost `work` elementary operations together."""
+    return 1 if work < SERIAL or count < 2 else max(1, min(count, most, work // (SERIAL // 2)))
+
+
+def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile one serial loop: on first use, kept on disk, dividing by zero as NumPy does."""
+    return _compiler(function, {"error_model": "numpy", **options})
+
+
+def parallel_jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile a function that shares out parts to the threads with `prange`."""
+    return _compiler(function, {"error_model": "numpy", "parallel": {"prange": True, **PASSES}, **options})
+
+
+def _compiler(function: Callable[..., Any] | None, options: dict[str, Any]) -> Any:
+    decorate = njit(cache=True, **options)
+    return decorate if function is None else decorate(function)
+
+
+class Note(event.Listener):  # type: ignore[misc]
+    """Says on stderr which kernels are compiled: the first use on a machine takes seconds."""
+
+    said: ClassVar[set[str]] = set()
+
+    def on_start(self, found: Any) -> None:
+        module = found.data["dispatcher"].py_func.__module__
+        if module.startswith(__package__) and module not in self.said:
+            self.said.add(module)
+            name = module.rpartition(".")[2]
+            print(f"minitf: compiling the {name} kernels, once for this machine ...", file=sys.stderr)
+
+    def on_end(self, found: Any) -> None:
+        """Nothing to say."""
+
+
+def forget_stale() -> None:
+    """Delete compiled kernels older than a file of this package.
+
+    Numba looks at the age of a kernel's own file only, not at that of the functions it calls.
+    """
+    here = Path(__file__).parent
+    newest = max(file.stat().st_mtime for file in here.glob("*.py"))
+    for index in (here / "__pycache__").glob("*.nbi"):
+        if index.stat().st_mtime < newest:
+            index.unlink(missing_ok=True)
+
+
+share()
+event.register("numba:compile", Note())
+forget_stale()

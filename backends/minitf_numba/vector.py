@@ -1,0 +1,87 @@
+"""Functions that LLVM turns into vector code: it calls the scalar library function for `np.exp` otherwise.
+
+    exp(x):  n = round(x / ln 2),  r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2],  exp(x) = p(r) 2^n
+
+ln 2 is subtracted in two pieces, the first with few digits, so that n ln 2 is exact. p is the Taylor
+polynomial, long enough for the precision; 2^n is made by writing n into the exponent bits. Error: about one
+unit in the last place. Below the smallest normal number the result is 0; exp(-inf) = 0, NaN stays NaN, and
+above the largest exponent the result is inf.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from .runtime import jit
+
+LOG2E = 1.4426950408889634
+
+
+f, i = np.float32, np.int32
+
+
+@jit(fastmath={"contract"})
+def exp32(x):  # type: ignore[no-untyped-def]
+    y = f(-87.0) if x < f(-87.0) else x
+    y = f(89.0) if y > f(89.0) else y
+    n = np.floor(y * f(LOG2E) + f(0.5))
+    r = y - n * f(0.693359375)
+    r = r - n * f(-2.12194440e-4)
+    p = f(1.0 / 5040.0)
+    p = p * r + f(1.0 / 720.0)
+    p = p * r + f(1.0 / 120.0)
+    p = p * r + f(1.0 / 24.0)
+    p = p * r + f(1.0 / 6.0)
+    p = p * r + f(0.5)
+    p = p * r + f(1.0)
+    p = p * r + f(1.0)
+    # Two factors, because 2^128 alone is not a float32.
+    half = i(i(n) >> i(1))
+    rest = i(i(n) - half)
+    p = p * i((half + i(127)) << i(23)).view(f)
+    p = p * i((rest + i(127)) << i(23)).view(f)
+    return f(0.0) if x < f(-87.0) else p
+
+
+d, j = np.float64, np.int64
+
+
+@jit(fastmath={"contract"})
+def exp64(x):  # type: ignore[no-untyped-def]
+    y = -708.0 if x < -708.0 else x
+    y = 710.0 if y > 710.0 else y
+    n = np.floor(y * LOG2E + 0.5)
+    r = y - n * 0.6931471803691238
+    r = r - n * 1.9082149292705877e-10
+    p = 1.0 / 6227020800.0
+    p = p * r + 1.0 / 479001600.0
+    p = p * r + 1.0 / 39916800.0
+    p = p * r + 1.0 / 3628800.0
+    p = p * r + 1.0 / 362880.0
+    p = p * r + 1.0 / 40320.0
+    p = p * r + 1.0 / 5040.0
+    p = p * r + 1.0 / 720.0
+    p = p * r + 1.0 / 120.0
+    p = p * r + 1.0 / 24.0
+    p = p * r + 1.0 / 6.0
+    p = p * r + 0.5
+    p = p * r + 1.0
+    p = p * r + 1.0
+    half = j(i(n) >> i(1))
+    rest = j(i(n)) - half
+    p = p * j((half + j(1023)) << j(52)).view(d)
+    p = p * j((rest + j(1023)) << j(52)).view(d)
+    return 0.0 if x < -708.0 else p
+
+
+def exp(x):  # type: ignore[no-untyped-def]
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(exp)  # type: ignore[untyped-decorator]
+def exp_of(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: exp32(x)
+    return lambda x: exp64(x)

@@ -1,0 +1,148 @@
+"""Whether a kernel computes what its definition does: for whoever writes a backend.
+
+    check_kernel("layer_norm", "numba", {"x": x, "weight": w, "bias": None}, dtype="float32")
+
+How far a kernel may be off is earned by the definition: it is run in float32 and in float64, and a kernel may
+have twice the difference, in float64 scaled by the ratio of the precisions, and a few roundings. Besides, of
+the kernel: outputs are written in full, arguments are left alone, two runs agree in every bit, and so do views
+of other memory layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minitf import ops
+from minitf.engine import Array, Tensor
+
+from .checks.backends import poisoned
+
+# Roundings that any kernel is allowed, in units of the precision times the largest value.
+ROUNDINGS = 16
+
+
+def computed(name: str, mode: str, args: Mapping[str, Any], dtype: str, seed: int) -> dict[str, Array]:
+    """Every output of the operation and every gradient under a random cotangent, by name."""
+    operation = getattr(ops, name)
+    with ops.kernels.use(mode), poisoned():
+        given: dict[str, Any] = {}
+        for key, value in args.items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                # Tensors of the very array, so that its memory layout reaches the kernel.
+                given[key] = Tensor(value, requires_grad=True)
+            else:
+                given[key] = value
+        out = operation(**given)
+        outputs = out if isinstance(out, tuple) else (out,)
+        found = {f"output {i}": y.numpy() for i, y in enumerate(outputs)}
+        rng = np.random.default_rng(seed)
+        total: Any = 0.0
+        for y in outputs:
+            if y.dtype.kind == "f" and y.requires_grad:
+                # An output of -inf (an empty row's log-sum-exp) takes no part.
+                finite = np.isfinite(y.numpy())
+                g = np.where(finite, rng.standard_normal(y.shape), 0.0).astype(dtype)
+                total = total + (ops.where(finite, y, 0.0) * g).sum()
+        if isinstance(total, Tensor):
+            total.backward()
+        for key, leaf in given.items():
+            if isinstance(leaf, Tensor):
+                grad = leaf.grad
+                found[f"gradient of {key}"] = np.zeros(leaf.shape, dtype) if grad is None else grad.numpy()
+        return found
+
+
+def cast(args: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    return {
+        key: value.astype(dtype) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+        for key, value in args.items()
+    }
+
+
+def layouts(a: Array) -> list[tuple[str, Array]]:
+    """The same values in other memory layouts."""
+    found = [("reversed in memory", a[tuple(slice(None, None, -1) for _ in a.shape)].copy())]
+    found[0] = (found[0][0], found[0][1][tuple(slice(None, None, -1) for _ in a.shape)])
+    found.append(("with axes exchanged in memory", np.asfortranarray(a)))
+    wide = np.repeat(a, 2, axis=-1) if a.ndim else a
+    found.append(("every second element of a wider array", wide[..., ::2]))
+    frozen = a.copy()
+    frozen.setflags(write=False)
+    found.append(("read-only", frozen))
+    return found
+
+
+def check_kernel(
+    name: str, backend: str, args: Mapping[str, Any], dtype: str = "float32", seed: int = 0
+) -> None:
+    """Compare the kernel of `backend` for the operation `name` with the definition, on `args`.
+
+    Args:
+        name: of a kernelized operation. backend: as in `mt.use`.
+        args: the operation's arguments by name. Arrays of floats are differentiated, and cast to `dtype`.
+        dtype: "float32" or "float64". seed: of the cotangents.
+
+    Raises:
+        AssertionError: the kernel differs; the text says where and by how much.
+        BackendError: the kernel does not take these arguments.
+    """
+    single, narrow = cast(args, "float32"), cast(args, dtype)
+    before = {key: value.copy() for key, value in narrow.items() if isinstance(value, np.ndarray)}
+    # Of the same rounded arguments, so that only the operation's own roundings differ.
+    exact = computed(name, "reference", cast(narrow, "float64"), "float64", seed)
+    plain = computed(name, "reference", single, "float32", seed)
+    precise = (
+        exact if dtype == "float32" else computed(name, "reference", cast(single, "float64"), "float64", seed)
+    )
+    earned = np.finfo(dtype).eps / np.finfo("float32").eps
+    fast = computed(name, backend, narrow, dtype, seed)
+    for key, value in before.items():
+        assert np.array_equal(narrow[key], value, equal_nan=value.dtype.kind == "f"), (
+            f"{name}: the kernel changed its argument {key}"
+        )
+    for key, value in fast.items():
+        right = exact[key].astype(dtype) if exact[key].dtype.kind == "f" else exact[key]
+        assert value.shape == right.shape and value.dtype == right.dtype, (
+            f"{name}: {key} is {value.dtype} {value.shape}, the definition gives {right.dtype} {right.shape}"
+        )
+        words = f"{name} {dtype}: {key}"
+        if right.dtype.kind == "f":
+            close(words, value, exact[key], earned * error_of(plain[key], precise[key]), dtype)
+        else:
+            assert np.array_equal(value, right), f"{words} differs from the definition's"
+    same(name, fast, computed(name, backend, narrow, dtype, seed), "two runs")
+    for key, value in narrow.items():
+        if not isinstance(value, np.ndarray):
+            continue
+        for words, view in layouts(value):
+            again = computed(name, backend, {**narrow, key: view}, dtype, seed)
+            same(name, fast, again, f"{key} as it is and {words}")
+
+
+def error_of(plain: Array, precise: Array) -> float:
+    """The largest error of the definition in float32."""
+    both = np.isfinite(plain) & np.isfinite(precise)
+    return float(np.max(np.abs(plain[both] - precise[both]), initial=0.0))
+
+
+def close(words: str, value: Array, exact: Array, own: float, dtype: str) -> None:
+    """Assert that `value` is as near to `exact` as twice the definition's `own` error, and a few roundings."""
+    finite = np.isfinite(exact)
+    assert np.array_equal(value[~finite], exact[~finite].astype(dtype), equal_nan=True), (
+        f"{words} has infinities or NaN in other places than the definition"
+    )
+    value, exact = value[finite], exact[finite]
+    scale = np.max(np.abs(exact), initial=1.0)
+    allowed = 2 * own + ROUNDINGS * np.finfo(dtype).eps * scale
+    error = np.max(np.abs(value - exact), initial=0.0)
+    assert error <= allowed, f"{words} is off by {error:.3g}; the definition's own error allows {allowed:.3g}"
+
+
+def same(name: str, first: dict[str, Array], second: dict[str, Array], words: str) -> None:
+    for key, value in first.items():
+        assert np.array_equal(value, second[key], equal_nan=value.dtype.kind == "f"), (
+            f"{name}: {words} give different bits in {key}"
+        )
