@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib import import_module
-from typing import Any
+
+from minitf.ops.kernels import LazyKernels
 
 # Operation -> the file here that has its kernel.
 FILES = {
+    "attention_with_logsumexp": "attention",
+    "bias_activation": "activations",
+    "block_sparse_attention": "block_sparse_attention",
+    "combine_rows": "experts",
+    "conv": "convolution",
+    "cross_entropy": "cross_entropy",
+    "diagonal_scan": "diagonal_scan",
+    "embedding": "embedding",
+    "gated_activation": "activations",
+    "gated_scan": "gated_scan",
+    "gelu": "activations",
+    "grouped_matmul": "experts",
     "layer_norm": "norms",
     "linear": "linear",
     "rms_norm": "norms",
+    "selective_scan": "selective_scan",
+    "silu": "activations",
+    "softmax_attention": "attention",
+    "topk": "topk",
+    "window_attention": "window_attention",
 }
 
 
-class Kernels(Mapping[str, Any]):
-    """Operation -> kernel."""
-
-    def __getitem__(self, name: str) -> Any:
-        return import_module(f".{FILES[name]}", __name__).KERNELS[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(FILES)
-
-    def __len__(self) -> int:
-        return len(FILES)
-
-
-KERNELS = Kernels()
+KERNELS = LazyKernels(__name__, FILES)
 
 
 @cache

@@ -3,7 +3,7 @@
     y  = b in every row, then y += x W        the sum happens inside the product
     dx = g W^T          dW = x^T g          db = sum over rows of g
 
-The larger side of a result is cut, at multiples of 16, so that each core has one large product.
+The larger side of a result is cut, at multiples of 16, into a few large products for each core.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def supports(x: Any, weight: Any, bias: Any) -> str | None:
 def multiplied(ta: int, tb: int, a: Any, b: Any, bias: Any, m: int, n: int) -> Any:
     c = np.empty((m, n), a.dtype)
     k = a.shape[0] if ta else a.shape[1]
-    product(parts(max(m, n) // 16, m * n * k // 8, CORES), ta, tb, a, b, bias, c)
+    # Two parts for each core, of 64 rows or columns at least.
+    product(parts(max(m, n) // 64, m * n * k // 8, 2 * CORES), ta, tb, a, b, bias, c)
     return c
 
 

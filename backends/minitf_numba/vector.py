@@ -6,6 +6,13 @@ ln 2 is subtracted in two pieces, the first with few digits, so that n ln 2 is e
 polynomial, long enough for the precision; 2^n is made by writing n into the exponent bits. Error: about one
 unit in the last place. Below the smallest normal number the result is 0; exp(-inf) = 0, NaN stays NaN, and
 above the largest exponent the result is inf.
+
+    erf(x):  x P(x^2) / Q(x^2)                           float32: P and Q of degree 5, fitted on |x| < 3.93
+             that below 0.46875, else 1 - exp(-x^2) P(x) / Q(x)             float64: Cody (`ops.erf`)
+
+Error in float32: 2e-7, six units in the last place at worst, one on average.
+
+    sigmoid(x) = 1 / (1 + exp(-x))
 """
 
 from __future__ import annotations
@@ -13,6 +20,8 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 from numba.extending import overload
+
+from minitf.ops.elementwise import ERF_P, ERF_Q, ERFC_P, ERFC_Q
 
 from .runtime import jit
 
@@ -85,3 +94,78 @@ def exp_of(x):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x: exp32(x)
     return lambda x: exp64(x)
+
+
+@jit(fastmath={"contract"})
+def erf32(x):  # type: ignore[no-untyped-def]
+    y = f(4.0) if x > f(4.0) else x
+    y = f(-4.0) if y < f(-4.0) else y
+    z = y * y
+    p = f(2.042176220129477e-06)
+    p = p * z + f(0.00028479238972067833)
+    p = p * z + f(0.0037787144538015127)
+    p = p * z + f(0.05278749763965607)
+    p = p * z + f(0.19076240062713623)
+    p = p * z + f(1.1283791065216064)
+    q = f(3.800538252107799e-05)
+    q = q * z + f(0.0011650040978565812)
+    q = q * z + f(0.014995627105236053)
+    q = q * z + f(0.11424870789051056)
+    q = q * z + f(0.502391517162323)
+    q = q * z + f(1.0)
+    r = y * p / q
+    # Beyond 3.92 the error function is 1 to the last bit.
+    r = f(1.0) if y > f(3.92) else r
+    return f(-1.0) if y < f(-3.92) else r
+
+
+@jit(fastmath={"contract"})
+def erf64(x):  # type: ignore[no-untyped-def]
+    size = abs(x)
+    z = min(size, 0.46875)
+    z = z * z
+    p, q = ERF_P[0], ERF_Q[0]
+    for i in range(1, 5):
+        p = p * z + ERF_P[i]
+        q = q * z + ERF_Q[i]
+    near = x * p / q
+    t = 6.0 if size > 6.0 else size
+    p, q = ERFC_P[0], ERFC_Q[0]
+    for i in range(1, 9):
+        p = p * t + ERFC_P[i]
+        q = q * t + ERFC_Q[i]
+    far = 1.0 - exp64(-t * t) * p / q
+    far = -far if x < 0.0 else far
+    return near if size <= 0.46875 else far
+
+
+def erf(x):  # type: ignore[no-untyped-def]
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(erf)  # type: ignore[untyped-decorator]
+def erf_of(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: erf32(x)
+    return lambda x: erf64(x)
+
+
+@jit(fastmath={"contract"})
+def sigmoid32(x):  # type: ignore[no-untyped-def]
+    return f(1.0) / (f(1.0) + exp32(-x))
+
+
+@jit(fastmath={"contract"})
+def sigmoid64(x):  # type: ignore[no-untyped-def]
+    return 1.0 / (1.0 + exp64(-x))
+
+
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(sigmoid)  # type: ignore[untyped-decorator]
+def sigmoid_of(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: sigmoid32(x)
+    return lambda x: sigmoid64(x)

@@ -10,31 +10,55 @@ import click
 from .output import on_terminal, print_json, say
 
 
+def names() -> list[str]:
+    """Every benchmark, by the name of its function."""
+    from minitf import bench
+
+    return [function.__name__ for function in bench.BENCHMARKS]
+
+
+class Benchmark(click.ParamType[str]):
+    """The name of a benchmark; the list is made when it is needed, so that `--help` stays quick."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in names():
+            self.fail(f"there is no benchmark {value!r}; choose among: {', '.join(names())}", param, ctx)
+        return value
+
+
 @click.command("bench")
+@click.argument("which", metavar="[NAME]...", nargs=-1, type=Benchmark())
 @click.option(
     "--repetitions", type=click.IntRange(min=1), default=15, show_default=True, help="More are steadier."
 )
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
-def command(repetitions: int, as_json: bool) -> None:
-    """Measure speed on this machine, beside autograd and torch where they are installed.
+def command(which: tuple[str, ...], repetitions: int, as_json: bool) -> None:
+    """Measure speed on this machine, beside torch, JAX and autograd where they are installed.
 
+    NAME: engine_overhead, dispatch, startup, training, attention, decode, recurrences, growth; default: all,
+    which takes some minutes. Libraries must agree on the values before anything is timed, and take turns.
     Medians and quartiles; it says so if the machine was busy with something else.
 
     \b
     Examples:
       minitf bench
-      minitf bench --repetitions 50
-      minitf bench --json
+      minitf bench training attention
+      minitf bench engine_overhead --repetitions 50 --json
     """
     from minitf import bench
 
     waiting: Any = contextlib.nullcontext()
+    told: Any = lambda name: None  # noqa: E731
     if on_terminal() and not as_json:
         from rich.console import Console
 
         waiting = Console().status("measuring; leave the machine alone for a while")
+        told = lambda name: waiting.update(f"measuring {name}; leave the machine alone for a while")  # noqa: E731
+    chosen = [function for function in bench.BENCHMARKS if function.__name__ in which]
     with waiting:
-        report = bench.run(repetitions=repetitions)
+        report = bench.run(chosen, repetitions=repetitions, told=told)
     if as_json:
         print_json(report)
     else:

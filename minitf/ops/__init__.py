@@ -4,11 +4,16 @@ from minitf.engine import F as _F
 from minitf.engine import checkpoint, stop_gradient
 
 from . import methods as _methods  # noqa: F401  (attaches the operators to Tensor)
+from .activations import (
+    bias_activation,
+    gated_activation,
+)
 from .attention import (
     apply_weights,
     attention_logsumexp,
     attention_scores,
     attention_weights,
+    attention_with_logsumexp,
     causal_mask,
     merge_heads,
     softmax_attention,
@@ -86,6 +91,11 @@ from .elementwise import (
     tan,
     tanh,
     where,
+)
+from .experts import (
+    combine_rows,
+    grouped_matmul,
+    sort_by_expert,
 )
 from .fft import (
     fft,
@@ -177,8 +187,14 @@ from .shape import (
     unstack,
     zeros_like,
 )
+from .sparse_attention import (
+    block_sparse_attention,
+    csr_of,
+    window_attention,
+)
 from .windows import (
     avg_pool,
+    conv,
     conv1d,
     conv2d,
     conv3d,
@@ -203,20 +219,25 @@ __all__ = [
     "attention_logsumexp",
     "attention_scores",
     "attention_weights",
+    "attention_with_logsumexp",
     "avg_pool",
+    "bias_activation",
     "bitwise_and",
     "bitwise_invert",
     "bitwise_or",
     "bitwise_xor",
+    "block_sparse_attention",
     "broadcast_to",
     "causal_mask",
     "ceil",
     "checkpoint",
     "cholesky",
     "clip",
+    "combine_rows",
     "complex",
     "concat",
     "conj",
+    "conv",
     "conv1d",
     "conv2d",
     "conv3d",
@@ -224,6 +245,7 @@ __all__ = [
     "cos",
     "cosh",
     "cross_entropy",
+    "csr_of",
     "cumprod",
     "cumsum",
     "delta_rule",
@@ -245,10 +267,12 @@ __all__ = [
     "floor_divide",
     "fold",
     "full",
+    "gated_activation",
     "gated_scan",
     "gelu",
     "greater",
     "greater_equal",
+    "grouped_matmul",
     "ifft",
     "imag",
     "inv",
@@ -316,6 +340,7 @@ __all__ = [
     "softplus",
     "solve",
     "sort",
+    "sort_by_expert",
     "split",
     "split_heads",
     "sqrt",
@@ -342,6 +367,7 @@ __all__ = [
     "unstack",
     "var",
     "where",
+    "window_attention",
     "zeros",
     "zeros_like",
 ]

@@ -15,6 +15,8 @@ import numpy as np
 
 from minitf.engine import Array, Tensor, primitive, ufunc_operation
 
+from .kernels import kernelized
+
 # What an operation accepts: a tensor, an array, or a number.
 Like = Any
 
@@ -378,6 +380,7 @@ def erf(x: Like) -> Tensor:
     return np.where(size <= 0.46875, near, np.copysign(far, x))
 
 
+@kernelized("gelu")
 def gelu(x: Like, approximate: str = "none") -> Tensor:
     """The Gaussian error linear unit x * Phi(x) (Hendrycks and Gimpel, 2016).
 
@@ -396,6 +399,7 @@ def gelu(x: Like, approximate: str = "none") -> Tensor:
     raise ValueError(f"gelu: approximate must be 'none' or 'tanh', not {approximate!r}")
 
 
+@kernelized("silu")
 def silu(x: Like) -> Tensor:
     """x * sigmoid(x), also called swish (Elfwing et al., 2017)."""
     return x * sigmoid(x)

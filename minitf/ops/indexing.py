@@ -12,6 +12,7 @@ import numpy as np
 from minitf.engine import Array, Tensor, array_module, primitive
 
 from .elementwise import Like
+from .kernels import kernelized
 
 
 @primitive
@@ -110,8 +111,11 @@ def sort(x: Like, axis: int = -1, descending: bool = False) -> Tensor:
     return take_along_axis(x, argsort(x, axis, descending), axis)
 
 
+@kernelized("topk")
 def topk(x: Like, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
     """The k largest elements along `axis` and their integer positions, largest first; ties by index.
+
+    NaN counts as larger than every number. The positions are constants to differentiation.
 
     Raises:
         ValueError: k is negative or larger than the axis.

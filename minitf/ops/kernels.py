@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
@@ -38,6 +39,30 @@ class Kernel:
     forward: Callable[..., tuple[Any, Any]]
     vjp: Callable[[Any, Any], tuple[Any, ...]]
     supports: Callable[..., str | None]
+
+
+class LazyKernels(Mapping[str, Kernel]):
+    """The kernels of a package, each from a file that is imported when the kernel is first needed.
+
+    Args:
+        package: its import name. files: operation -> the module in it whose KERNELS has the kernel.
+    """
+
+    def __init__(self, package: str, files: Mapping[str, str]):
+        self.package, self.files = package, files
+
+    def __getitem__(self, name: str) -> Kernel:
+        kernel: Kernel = import_module(f"{self.package}.{self.files[name]}").KERNELS[name]
+        return kernel
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
 
 
 class BackendError(MinitfError, RuntimeError):
@@ -89,7 +114,11 @@ def kernelized(name: str) -> Callable[[Body], Body]:
             reasons = []
             for backend, op in ready:
                 try:
-                    return record(op, given, {"kept": []})
+                    for a in given:
+                        if isinstance(a, Tensor):
+                            return record(op, given, {"kept": []})
+                    # Plain arrays give plain arrays, so that rules can use the operation in a backward.
+                    return op.body(*given, kept=[])
                 except Unfit as why:
                     reasons.append(f"{backend}: {why}")
             if _mode != "auto":
@@ -199,10 +228,12 @@ def choose(name: str, args: tuple[Any, ...]) -> tuple[Kernel | None, list[str]]:
     for backend, module in backends().items():
         if _mode not in ("auto", "reference", backend):
             continue
-        kernel = module.KERNELS.get(name)
-        why = f"no kernel for {name}" if kernel is None else module.unavailable() or kernel.supports(*plain)
-        if kernel is not None and why is None:
-            return kernel, reasons
+        why = module.unavailable() if name in module.KERNELS else f"no kernel for {name}"
+        if why is None:
+            kernel = module.KERNELS[name]
+            why = kernel.supports(*plain)
+            if why is None:
+                return kernel, reasons
         reasons.append(f"{backend}: {why}")
     return None, reasons
 
@@ -282,7 +313,13 @@ def explain(operation: str, *args: Any, **options: Any) -> str:
             "(mt.use('auto') lets kernels run)"
         )
     elif kernel is not None:
-        owner = next(n for n, m in backends().items() if m.KERNELS.get(operation) is kernel)
+        owner = next(
+            name
+            for name, module in backends().items()
+            if operation in module.KERNELS
+            and module.unavailable() is None
+            and module.KERNELS[operation] is kernel
+        )
         first = f"{operation}: the kernel of {owner!r} runs"
     else:
         first = f"{operation}: the plain definition runs, because no kernel fits"

@@ -78,6 +78,7 @@ def integers(ids: Like, limit: int, what: str) -> Array:
     return ids
 
 
+@kernelized("embedding")
 def embedding(ids: Like, table: Like) -> Tensor:
     """Rows of a table: integers (...), table (V, D) -> (..., D).
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from minitf.engine import ShapeError, Tensor
 
 from .elementwise import Like
+from .kernels import kernelized
 from .linalg import einsum
 from .reductions import max, mean
 from .shape import pad, reshape, unfold
@@ -26,6 +27,7 @@ def windows(x: Like, sizes: Sequence[int], steps: Sequence[int], dilations: Sequ
     return x
 
 
+@kernelized("conv")
 def conv(
     x: Like,
     weight: Like,

@@ -3,9 +3,9 @@
     check_kernel("layer_norm", "numba", {"x": x, "weight": w, "bias": None}, dtype="float32")
 
 How far a kernel may be off is earned by the definition: it is run in float32 and in float64, and a kernel may
-have twice the difference, in float64 scaled by the ratio of the precisions, and a few roundings. Besides, of
-the kernel: outputs are written in full, arguments are left alone, two runs agree in every bit, and so do views
-of other memory layouts.
+have twice the difference, in float64 scaled by the ratio of the precisions, and a few roundings. Besides,
+outputs are written in full, arguments are left alone, and two runs agree in every bit, as do views of other
+memory layouts.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def check_kernel(
     precise = (
         exact if dtype == "float32" else computed(name, "reference", cast(single, "float64"), "float64", seed)
     )
-    earned = np.finfo(dtype).eps / np.finfo("float32").eps
+    earned = float(np.finfo(dtype).eps / np.finfo("float32").eps)
     fast = computed(name, backend, narrow, dtype, seed)
     for key, value in before.items():
         assert np.array_equal(narrow[key], value, equal_nan=value.dtype.kind == "f"), (
@@ -129,7 +129,7 @@ def error_of(plain: Array, precise: Array) -> float:
 
 
 def close(words: str, value: Array, exact: Array, own: float, dtype: str) -> None:
-    """Assert that `value` is as near to `exact` as twice the definition's `own` error, and a few roundings."""
+    """Assert that `value` is off by at most twice the definition's `own` error and a few roundings."""
     finite = np.isfinite(exact)
     assert np.array_equal(value[~finite], exact[~finite].astype(dtype), equal_nan=True), (
         f"{words} has infinities or NaN in other places than the definition"

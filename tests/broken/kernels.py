@@ -24,7 +24,7 @@ def probabilities(q: Any, k: Any, mask: Any, causal: bool) -> Any:
     return e / np.where(z == 0.0, 1.0, z).astype(q.dtype)
 
 
-def forward(q: Any, k: Any, v: Any, mask: Any, causal: Any, scale: Any, bias: Any) -> Any:
+def forward(q: Any, k: Any, v: Any, mask: Any, causal: Any, *rest: Any) -> Any:
     p = probabilities(q, k, mask, causal)
     return p @ v, (q, k, v, p)
 
@@ -34,11 +34,11 @@ def back(residuals: Any, g: Any) -> Any:
     dp = g @ np.swapaxes(v, -1, -2)
     ds = p * (dp - (p * dp).sum(axis=-1, keepdims=True)) / np.asarray(math.sqrt(q.shape[-1]), q.dtype)
     dv = np.swapaxes(p, -1, -2) @ g
-    return ds @ k, np.swapaxes(ds, -1, -2) @ q, dv, None, None, None, None
+    return ds @ k, np.swapaxes(ds, -1, -2) @ q, dv, *[None] * 8
 
 
-def supports(q: Any, k: Any, v: Any, mask: Any, causal: Any, scale: Any, bias: Any) -> str | None:
-    if bias is not None or scale is not None or k.shape[1] != q.shape[1]:
+def supports(q: Any, k: Any, v: Any, mask: Any, causal: Any, *rest: Any) -> str | None:
+    if any(option is not None for option in rest) or k.shape[1] != q.shape[1]:
         return "only plain attention"
     return None
 
@@ -49,10 +49,7 @@ right = Kernel(forward, back, supports)
 def changed_forward(change: Any) -> Kernel:
     """The right kernel with its output, or what it reads, changed."""
 
-    def run(q: Any, k: Any, v: Any, mask: Any, causal: Any, scale: Any, bias: Any) -> Any:
-        return change(q, k, v, mask, causal, scale, bias)
-
-    return Kernel(run, back, supports)
+    return Kernel(change, back, supports)
 
 
 def _tail(*args: Any) -> Any:

@@ -1,0 +1,193 @@
+"""The gradients of softmax attention in tiles; P is computed again.
+
+    delta_i = sum_c g_ic o_ic - glse_i                 for each query
+    for each block of keys, and each block of queries that sees it:
+        S as in the forward,   P = exp(S - m) / z,   dP = g v^T
+        dS = P (dP - delta)                            dbias += dS;  dslope -= sum of dS |distance|
+        dX = dS (1 - tanh^2)                           with a cap, else dX = dS
+        dv += P^T g,   dk += scale dX^T q,   dq += scale dX k
+
+A unit of work is (batch, key head, group of key blocks): it alone writes its dk and dv, and a dq of its group;
+the dq of several groups are summed in their order. A bias that heads or batches share makes them one unit, so
+that its gradient too is written by one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .attention_tiles import address, adjust, cap, clear, hidden, like_rows, memory, place, ranges, readable
+from .blas import gemm
+from .runtime import CORES, jit, parallel_jit, parts, prange
+from .vector import exp
+
+SUMS = {"reassoc", "contract"}
+
+
+@jit(fastmath=SUMS)
+def dot(a, b):  # type: ignore[no-untyped-def]
+    total = a.dtype.type(0)
+    for c in range(len(a)):
+        total += a[c] * b[c]
+    return total
+
+
+@jit
+def differences(lo, hi, sizes, g, o, glse, delta, like):  # type: ignore[no-untyped-def]
+    """delta of rows lo .. hi - 1, rows counted over (B, H, Nq)."""
+    _, heads, _, n, _, _, dv = sizes
+    for x in range(lo, hi):
+        b, h, i = x // (heads * n), x // n % heads, x % n
+        delta[b, h, i] = dot(memory(g, b, h, i, dv, like), memory(o, b, h, i, dv, like))
+        if glse[0]:
+            delta[b, h, i] -= memory(glse, b, h, i, 1, like)[0]
+
+
+@jit
+def softmax_row(p, dp, lo, hi, top, part, delta):  # type: ignore[no-untyped-def]
+    """p = exp(scores - top) * part and dp = p (dp - delta), in place."""
+    for j in range(lo, hi):
+        e = exp(p[j] - top) * part
+        p[j] = e
+        dp[j] = e * (dp[j] - delta)
+
+
+@jit(fastmath=SUMS)
+def distances(ds, lo, hi, here):  # type: ignore[no-untyped-def]
+    """The sum of ds times the distance of key j from `here`."""
+    total = ds.dtype.type(0)
+    here = np.int32(here)
+    for j in range(lo, hi):
+        total += ds[j] * ds.dtype.type(abs(np.int32(here - np.int32(j))))
+    return total
+
+
+@jit
+def add_to_bias(dbias, b, h, i, j0, ds, lo, hi):  # type: ignore[no-untyped-def]
+    row = memory(dbias, b, h, i, j0 + hi, ds[0])
+    if dbias[4]:
+        for j in range(lo, hi):
+            row[j0 + j] += ds[j]
+    else:
+        for j in range(lo, hi):
+            row[0] += ds[j]
+
+
+@jit
+def key_block(b, h, kv, j0, j1, queries, sizes, q, k, v, g, kept, delta, dq, dk, dv_, dbias, dslopes, mask, bias, slopes, first, last, scale, bound, s, t, fall):  # type: ignore[no-untyped-def]
+    """What head h of batch b adds to every gradient through keys j0 .. j1 - 1."""
+    _, _, _, n_queries, n_keys, d, dv = sizes
+    zero, one, width, size = s.dtype.type(0), s.dtype.type(1), s.shape[1], s.itemsize
+    off = n_keys - n_queries
+    begin, end = 0, n_queries
+    while begin < end and last[begin] <= j0:
+        begin += 1
+    while begin < end and first[end - 1] >= j1:
+        end -= 1
+    for i0 in range(begin, end, queries):
+        i1 = min(i0 + queries, end)
+        c0, c1 = max(j0, first[i0]), min(j1, last[i1 - 1])
+        if c0 >= c1 or hidden(mask, b, h, i0, i1, c0, c1):
+            continue
+        rows, columns = i1 - i0, c1 - c0
+        q_at, g_at = memory(q, b, h, i0, d, scale), memory(g, b, h, i0, dv, scale)
+        k_at, v_at = memory(k, b, kv, c0, d, scale), memory(v, b, kv, c0, dv, scale)
+        gemm(0, 1, rows, columns, d, scale, q_at, q[3] // size, k_at, k[3] // size, zero, s[0], width)
+        gemm(0, 1, rows, columns, dv, one, g_at, g[3] // size, v_at, v[3] // size, zero, t[0], width)
+        for i in range(i0, i1):
+            p, ds = s[i - i0], t[i - i0]
+            lo, hi = max(first[i] - c0, 0), min(last[i], c1) - c0
+            if bound:
+                cap(p, lo, hi, bound)
+                for j in range(lo, hi):
+                    fall[j] = one - (p[j] / bound) * (p[j] / bound)
+            adjust(p, lo, hi, c0, b, h, i, off, mask, bias, slopes)
+            softmax_row(p, ds, lo, hi, kept[0, b, h, i], kept[1, b, h, i], delta[b, h, i])
+            if dbias[0]:
+                add_to_bias(dbias, b, h, i, c0, ds, lo, hi)
+            if slopes[0]:
+                dslopes[h] -= distances(ds, lo, hi, i + off - c0)
+            if bound:
+                for j in range(lo, hi):
+                    ds[j] *= fall[j]
+            clear(p, lo, hi, columns)
+            clear(ds, lo, hi, columns)
+        gemm(1, 0, columns, dv, rows, one, s[0], width, g_at, g[3] // size, one,
+             memory(dv_, b, kv, c0, dv, scale), dv_[3] // size)  # fmt: skip
+        gemm(1, 0, columns, d, rows, scale, t[0], width, q_at, q[3] // size, one,
+             memory(dk, b, kv, c0, d, scale), dk[3] // size)  # fmt: skip
+        gemm(0, 0, rows, d, columns, scale, t[0], width, k_at, k[3] // size, one,
+             memory(dq, b, h, i0, d, scale), dq[3] // size)  # fmt: skip
+
+
+@parallel_jit
+def backward_all(cut, groups, shared, queries, keys, s, t, fall, first, last, sizes, q, k, v, g, o, glse, kept, delta, dq, group_bytes, dk, dv_, dbias, dslopes, mask, bias, slopes, causal, window, cuts, scale, bound):  # type: ignore[no-untyped-def]
+    batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
+    ranges(n_keys, causal, window, cuts, first, last)
+    rows = batch * heads * n_queries
+    for p in prange(cut):
+        differences(rows * p // cut, rows * (p + 1) // cut, sizes, g, o, glse, delta, scale)
+    batch_units, head_units = 1 if shared[0] else batch, 1 if shared[1] else kv_heads
+    units, blocks, repeat = batch_units * head_units * groups, -(-n_keys // keys), heads // kv_heads
+    for p in prange(cut):
+        for unit in range(units * p // cut, units * (p + 1) // cut):
+            ub, uh, group = unit // groups // head_units, unit // groups % head_units, unit % groups
+            mine = (dq[0] + group * group_bytes, dq[1], dq[2], dq[3])
+            for b in range(ub, batch, batch_units):
+                for kv in range(uh, kv_heads, head_units):
+                    for turn in range(-(-blocks // groups)):
+                        at = turn * groups + (groups - 1 - group if turn % 2 else group)
+                        if at < blocks:
+                            j0, j1 = at * keys, min(at * keys + keys, n_keys)
+                            for h in range(kv * repeat, kv * repeat + repeat):
+                                key_block(b, h, kv, j0, j1, queries, sizes, q, k, v, g, kept, delta, mine, dk,
+                                          dv_, dbias, dslopes[unit], mask, bias, slopes, first, last, scale,
+                                          bound, s[p], t[p], fall[p])  # fmt: skip
+
+
+def groups_of(units: int, blocks: int) -> int:
+    """Into how many groups the key blocks of a unit go, so that the cores have equal work."""
+    for groups in range(1, min(blocks, 4 * CORES)):
+        if units * groups % CORES == 0 or units * groups >= 4 * CORES:
+            return groups
+    return min(blocks, 4 * CORES)
+
+
+def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
+    sizes, q, k, v, o, kept, rules, (_, bias, _, _), (given, slopes) = residuals
+    b, h, kv, n, m, d, dv = sizes
+    g = np.zeros_like(o) if g is None else readable(g)
+    glse_at = (0, 0, 0, 0) if glse is None else place(glse[..., None])
+    queries, keys = min(128, n), min(128, m)
+    dbias, dbias_at, shared = None, (0, 0, 0, 0, 0), (False, False)
+    if bias is not None:
+        dbias = np.zeros(bias.shape, q.dtype)
+        steps = (0 if size == 1 else step for size, step in zip(dbias.shape, dbias.strides, strict=True))
+        dbias_at = (address(dbias), *steps)
+        shared = (bias.shape[0] < b, bias.shape[1] < h)
+    units = (1 if shared[0] else b) * (1 if shared[1] else kv)
+    cut = parts(b * h * n, b * h * n * m * (d + dv) // 16, CORES)
+    groups = 1
+    if cut > 1 and not (bias is not None and bias.shape[3] < m):
+        groups = groups_of(units, -(-m // keys))
+    dk, dv_ = like_rows(k, d, zero=True), like_rows(v, dv, zero=True)
+    dq = like_rows(q, d, zero=True) if groups == 1 else np.zeros((groups, b, h, n, d), q.dtype)
+    dslopes = np.zeros((units * groups, h), q.dtype)
+    cut = min(cut, units * groups)
+    s, t = np.empty((2, cut, queries, keys), q.dtype)
+    backward_all(
+        cut, groups, shared, queries, keys, s, t, np.empty((cut, keys), q.dtype), *np.empty((2, n), np.int64),
+        sizes, place(q), place(k), place(v), place(g), place(o), glse_at, kept, np.empty((b, h, n), q.dtype),
+        place(dq if groups == 1 else dq[0]), dq.strides[0] if groups > 1 else 0, place(dk), place(dv_), dbias_at,
+        dslopes, *rules,
+    )  # fmt: skip
+    if groups > 1:
+        merged = like_rows(q, d)
+        dq.sum(axis=0, out=merged)
+        dq = merged
+    if given is not None:
+        dbias = dbias.reshape(given.shape).astype(given.dtype, copy=False)
+    ds = None if slopes is None else dslopes.sum(axis=0).astype(slopes.dtype)
+    return dq, dk, dv_, None, None, None, dbias, None, None, ds, None

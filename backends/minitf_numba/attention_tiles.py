@@ -1,0 +1,279 @@
+"""What the attention kernels share: which keys a query sees, and how raw products become scores.
+
+    query i sees keys first[i] .. last[i] - 1      of what causal, window and cu_seqlens leave
+    of these only those where mask is True
+    S = c tanh(x / c) + bias - slope |i + (Nk - Nq) - j|           in place, for a row of raw products x
+
+`first` and `last` never fall with i. So the keys that a block of queries sees, and the queries that see a
+block of keys, are ranges too, and what lies outside them is never looked at.
+
+Arrays come as (address, bytes from one batch to the next, one head to the next, one row to the next), with
+0 bytes along axes that are broadcast, and bias and mask with a fifth number for the last axis. Kernels read
+every memory layout so, and are compiled once for each precision. Address 0: there is none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, types
+from numba.extending import intrinsic, overload
+
+from .runtime import jit
+from .vector import exp
+
+SUMS = {"reassoc", "contract"}
+# Elements whose running maxima are kept side by side, so that the maximum of a row vectorises.
+LANES = 32
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(typing, address, like):  # type: ignore[no-untyped-def]
+    """The integer `address` as a pointer to numbers of the type of `like`."""
+    kind = types.CPointer(like)
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(args[0], context.get_value_type(kind))
+
+    return kind(types.int64, like), generate
+
+
+@jit
+def memory(x, b, h, i, n, like):  # type: ignore[no-untyped-def]
+    """n numbers of the type of `like` from the beginning of row (b, h, i) of x on."""
+    return carray(pointer(x[0] + b * x[1] + h * x[2] + i * x[3], like), n)
+
+
+@jit
+def ranges(n_keys, causal, window, cuts, first, last):  # type: ignore[no-untyped-def]
+    """Fill first and last (Nq,). window 0: none; cuts (address of int64, 0 for one sequence)."""
+    n_queries, segment = len(first), 0
+    begins = carray(pointer(cuts, np.int64(0)), n_queries + 1)
+    for i in range(n_queries):
+        lo, hi = 0, n_keys
+        if cuts:
+            while begins[segment + 1] <= i:
+                segment += 1
+            lo, hi = begins[segment], begins[segment + 1]
+        here = i + n_keys - n_queries
+        if window:
+            lo, hi = max(lo, here - window + 1), min(hi, here + window)
+        if causal:
+            hi = min(hi, here + 1)
+        first[i] = min(lo, n_keys)
+        last[i] = max(first[i], hi)
+
+
+@jit
+def hidden(mask, b, h, i0, i1, j0, j1):  # type: ignore[no-untyped-def]
+    """Whether the mask hides every pair of queries i0 .. i1 - 1 and keys j0 .. j1 - 1."""
+    if mask[0] == 0:
+        return False
+    if mask[3] == 0:
+        i1 = i0 + 1
+    for i in range(i0, i1):
+        row = memory(mask, b, h, i, j1, np.uint8(0))
+        if mask[4] == 0:
+            if row[0]:
+                return False
+        else:
+            for j in range(j0, j1):
+                if row[j]:
+                    return False
+    return True
+
+
+@jit(fastmath={"contract"})
+def expm1_32(x):  # type: ignore[no-untyped-def]
+    f, i = np.float32, np.int32
+    n = np.floor(x * f(1.44269504) + f(0.5))
+    r = x - n * f(0.693359375)
+    r = r - n * f(-2.12194440e-4)
+    p = f(1.0 / 5040.0)
+    p = p * r + f(1.0 / 720.0)
+    p = p * r + f(1.0 / 120.0)
+    p = p * r + f(1.0 / 24.0)
+    p = p * r + f(1.0 / 6.0)
+    p = p * r + f(0.5)
+    p = p * r + f(1.0)
+    two = i((i(n) + i(127)) << i(23)).view(f)
+    return two * (p * r) + (two - f(1.0))
+
+
+@jit(fastmath={"contract"})
+def expm1_64(x):  # type: ignore[no-untyped-def]
+    n = np.floor(x * 1.4426950408889634 + 0.5)
+    r = x - n * 0.6931471803691238
+    r = r - n * 1.9082149292705877e-10
+    p = 1.0 / 87178291200.0
+    p = p * r + 1.0 / 6227020800.0
+    p = p * r + 1.0 / 479001600.0
+    p = p * r + 1.0 / 39916800.0
+    p = p * r + 1.0 / 3628800.0
+    p = p * r + 1.0 / 362880.0
+    p = p * r + 1.0 / 40320.0
+    p = p * r + 1.0 / 5040.0
+    p = p * r + 1.0 / 720.0
+    p = p * r + 1.0 / 120.0
+    p = p * r + 1.0 / 24.0
+    p = p * r + 1.0 / 6.0
+    p = p * r + 0.5
+    p = p * r + 1.0
+    two = np.int64((np.int64(np.int32(n)) + np.int64(1023)) << np.int64(52)).view(np.float64)
+    return two * (p * r) + (two - 1.0)
+
+
+@jit(fastmath={"contract"})
+def tanh32(x):  # type: ignore[no-untyped-def]
+    f = np.float32
+    y = abs(x)
+    y = f(10.0) if y > f(10.0) else y
+    e = expm1_32(y + y)
+    t = e / (e + f(2.0))
+    return -t if x < f(0.0) else t
+
+
+@jit(fastmath={"contract"})
+def tanh64(x):  # type: ignore[no-untyped-def]
+    y = abs(x)
+    y = 20.0 if y > 20.0 else y
+    e = expm1_64(y + y)
+    t = e / (e + 2.0)
+    return -t if x < 0.0 else t
+
+
+def tanh(x):  # type: ignore[no-untyped-def]
+    """(exp(2|x|) - 1) / (exp(2|x|) + 1) with the sign of x; exp(y) - 1 keeps its digits near y = 0."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(tanh)  # type: ignore[untyped-decorator]
+def tanh_of(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: tanh32(x)
+    return lambda x: tanh64(x)
+
+
+@jit
+def cap(row, lo, hi, bound):  # type: ignore[no-untyped-def]
+    for j in range(lo, hi):
+        row[j] = bound * tanh(row[j] / bound)
+
+
+@jit
+def adjust(row, lo, hi, j0, b, h, i, off, mask, bias, slopes):  # type: ignore[no-untyped-def]
+    """Add bias and slope to elements lo .. hi - 1 of a row, the scores of query i with keys from j0 on; -inf
+    where the mask hides."""
+    like = row[0]
+    if bias[0]:
+        more = memory(bias, b, h, i, j0 + hi, like)
+        if bias[4]:
+            for j in range(lo, hi):
+                row[j] += more[j0 + j]
+        else:
+            for j in range(lo, hi):
+                row[j] += more[0]
+    if slopes[0]:
+        slope = memory(slopes, 0, h, 0, 1, like)[0]
+        here = np.int32(i + off - j0)
+        for j in range(lo, hi):
+            row[j] -= slope * row.dtype.type(abs(np.int32(here - np.int32(j))))
+    if mask[0]:
+        seen = memory(mask, b, h, i, j0 + hi, np.uint8(0))
+        nothing = row.dtype.type(-np.inf)
+        if mask[4]:
+            for j in range(lo, hi):
+                row[j] = row[j] if seen[j0 + j] else nothing
+        elif not seen[0]:
+            for j in range(lo, hi):
+                row[j] = nothing
+
+
+@jit
+def largest(row, lo, hi, lanes):  # type: ignore[no-untyped-def]
+    """The maximum of elements lo .. hi - 1; -inf if there is none. NaN are passed over."""
+    top = row.dtype.type(-np.inf)
+    j = lo
+    if hi - lo >= LANES:
+        for n in range(LANES):
+            lanes[n] = row[lo + n]
+        j += LANES
+        while j + LANES <= hi:
+            for n in range(LANES):
+                lanes[n] = row[j + n] if row[j + n] > lanes[n] else lanes[n]
+            j += LANES
+        for n in range(LANES):
+            top = lanes[n] if lanes[n] > top else top
+    while j < hi:
+        top = row[j] if row[j] > top else top
+        j += 1
+    return top
+
+
+@jit(fastmath=SUMS)
+def exponentials(row, lo, hi, shift):  # type: ignore[no-untyped-def]
+    """Elements lo .. hi - 1 become exp(x - shift); their sum."""
+    total = row.dtype.type(0)
+    for j in range(lo, hi):
+        p = exp(row[j] - shift)
+        row[j] = p
+        total += p
+    return total
+
+
+@jit
+def clear(row, lo, hi, n):  # type: ignore[no-untyped-def]
+    """0 before lo, and from hi up to n."""
+    for j in range(lo):
+        row[j] = 0
+    for j in range(max(lo, hi), n):
+        row[j] = 0
+
+
+def address(x: Any) -> int:
+    found: int = x.__array_interface__["data"][0]
+    return found
+
+
+def place(x: Any) -> tuple[int, ...]:
+    """(address, bytes from one row to the next along each axis but the last) of an array (B, H, N, d)."""
+    return (address(x), *x.strides[:3])
+
+
+def readable(x: Any) -> Any:
+    """x (B, H, N, d), or a copy where BLAS could not read its rows."""
+    size, step = x.itemsize, x.strides
+    width = x.shape[3] * size
+    if step[3] == size and step[2] >= width and not (step[0] | step[1] | step[2]) % size:
+        return x
+    return np.array(x, order="C")
+
+
+def like_rows(x: Any, width: int, zero: bool = False) -> Any:
+    """An array (B, H, N, width) in memory as x is: by heads, or token by token with heads side by side.
+
+    The second is what `split_heads` gives and `merge_heads` undoes: neither then has to copy.
+    """
+    b, h, n, _ = x.shape
+    make = np.zeros if zero else np.empty
+    if x.strides[1] < x.strides[2]:
+        return make((b, n, h, width), x.dtype).transpose(0, 2, 1, 3)
+    return make((b, h, n, width), x.dtype)
+
+
+def broadcast_place(x: Any, kind: Any) -> tuple[Any, tuple[int, ...]]:
+    """x, (..., Nq, Nk) with axes left out or of length 1, and (address, bytes along each of 4 axes).
+
+    Copied, but never along axes that it is repeated on, where rows are not contiguous or x is of another kind.
+    """
+    x = x.reshape((1,) * (4 - x.ndim) + x.shape)
+    if x.dtype != kind or (x.shape[3] > 1 and x.strides[3] not in (0, x.itemsize)):
+        once = x[tuple(slice(0, 1) if step == 0 else slice(None) for step in x.strides)]
+        x = np.broadcast_to(np.array(once, kind, order="C"), x.shape)
+    steps = (0 if n == 1 else step for n, step in zip(x.shape, x.strides, strict=True))
+    return x, (address(x), *steps)
+
+
+NOTHING = (0, 0, 0, 0, 0)

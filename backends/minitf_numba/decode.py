@@ -1,0 +1,135 @@
+"""Softmax attention of a few queries over many keys, as in decoding: bounded by reading k and v once.
+
+    for each chunk of keys, on some thread:      for all queries that share the key head
+        S = scale q k^T                          then cap, bias, slopes, mask (attention_tiles.py)
+        m = row maximum,   P = exp(S - m),   z = row sum of P,   o = P v
+    (m, z, o) of two pieces merge to             m' = max(m1, m2),   w_n = exp(m_n - m')
+        (m', w1 z1 + w2 z2, w1 o1 + w2 o2)       associative; here in the order of the chunks
+    o = o / z,   lse = m + log z
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .attention_tiles import LANES, adjust, cap, clear, exponentials, largest, memory, place, ranges
+from .runtime import CORES, jit, parallel_jit, parts, prange
+from .vector import exp
+
+SUMS = {"reassoc", "contract"}
+# Keys of a chunk, and most queries of a key head.
+CHUNK = 512
+ROWS = 16
+
+
+def few(sizes: tuple[int, ...]) -> bool:
+    """Whether there are few queries and many keys."""
+    _, h, kv, n, m, _, _ = sizes
+    return n * (h // kv) <= ROWS and m >= 2 * CHUNK
+
+
+@jit(fastmath=SUMS)
+def dots(query, keys, step, lo, hi, width, scale, row):  # type: ignore[no-untyped-def]
+    """row[j] = scale * query . key j, keys `step` elements apart."""
+    for j in range(lo, hi):
+        total = row.dtype.type(0)
+        for c in range(width):
+            total += query[c] * keys[j * step + c]
+        row[j] = scale * total
+
+
+@jit(fastmath={"contract"})
+def weighted(row, values, step, lo, hi, width, out):  # type: ignore[no-untyped-def]
+    """out += sum over j of row[j] * value j."""
+    j = lo
+    while j + 4 <= hi:
+        a, b, c, d = row[j], row[j + 1], row[j + 2], row[j + 3]
+        at = j * step
+        for x in range(width):
+            out[x] += (a * values[at + x] + b * values[at + step + x]) + (
+                c * values[at + 2 * step + x] + d * values[at + 3 * step + x]
+            )
+        j += 4
+    while j < hi:
+        for x in range(width):
+            out[x] += row[j] * values[j * step + x]
+        j += 1
+
+
+@jit
+def piece(b, kv, j0, j1, sizes, q, k, v, mask, bias, slopes, first, last, scale, bound, s, lanes, part):  # type: ignore[no-untyped-def]
+    """part (R, dv + 2): o, m and z of the R queries that share key head kv, over keys j0 .. j1 - 1."""
+    _, heads, kv_heads, n_queries, n_keys, d, dv = sizes
+    repeat, size = heads // kv_heads, s.itemsize
+    keys, values = memory(k, b, kv, j0, (j1 - j0) * (k[3] // size), scale), memory(v, b, kv, j0, (j1 - j0) * (v[3] // size), scale)
+    for r in range(repeat * n_queries):
+        h, i = kv * repeat + r // n_queries, r % n_queries
+        out, row = part[r], s[r]
+        clear(out, 0, 0, dv + 2)
+        lo, hi = max(first[i], j0) - j0, min(last[i], j1) - j0
+        out[dv] = -np.inf
+        if lo < hi:
+            dots(memory(q, b, h, i, d, scale), keys, k[3] // size, lo, hi, d, scale, row)
+            if bound:
+                cap(row, lo, hi, bound)
+            adjust(row, lo, hi, j0, b, h, i, n_keys - n_queries, mask, bias, slopes)
+            m = largest(row, lo, hi, lanes)
+            out[dv] = m
+            out[dv + 1] = exponentials(row, lo, hi, m if m != -np.inf else s.dtype.type(0))
+            weighted(row, values, v[3] // size, lo, hi, dv, out)
+
+
+@jit
+def merge(b, kv, sizes, pieces, o, kept, like):  # type: ignore[no-untyped-def]
+    """o and lse of the queries of key head kv from the pieces (chunks, R, dv + 2)."""
+    _, heads, kv_heads, n_queries, _, _, dv = sizes
+    repeat = heads // kv_heads
+    for r in range(repeat * n_queries):
+        h, i = kv * repeat + r // n_queries, r % n_queries
+        zero, one, top = kept.dtype.type(0), kept.dtype.type(1), kept.dtype.type(-np.inf)
+        for c in range(len(pieces)):
+            top = max(top, pieces[c, r, dv])
+        shift = zero if top == -np.inf else top
+        out, z = memory(o, b, h, i, dv, like), zero
+        clear(out, 0, 0, dv)
+        for c in range(len(pieces)):
+            w = exp(pieces[c, r, dv] - shift)
+            z += w * pieces[c, r, dv + 1]
+            for x in range(dv):
+                out[x] += w * pieces[c, r, x]
+        if z != 0:
+            for x in range(dv):
+                out[x] /= z
+        # As in attention.py.
+        kept[0, b, h, i], kept[1, b, h, i] = shift, one / z if z != 0 else zero
+        kept[2, b, h, i] = top + np.log(z) if z != 0 else -np.inf
+
+
+@parallel_jit
+def decode_all(cut, start, chunks, pieces, s, lanes, first, last, sizes, q, k, v, o, kept, mask, bias, slopes, causal, window, cuts, scale, bound):  # type: ignore[no-untyped-def]
+    batch, heads, kv_heads, n_queries, n_keys, _, dv = sizes
+    ranges(n_keys, causal, window, cuts, first, last)
+    units = batch * kv_heads * chunks
+    for p in prange(cut):
+        for unit in range(units * p // cut, units * (p + 1) // cut):
+            at, chunk = unit // chunks, unit % chunks
+            j0 = (start + chunk) * CHUNK
+            piece(at // kv_heads, at % kv_heads, j0, min(j0 + CHUNK, n_keys), sizes, q, k, v, mask, bias,
+                  slopes, first, last, scale, bound, s[p], lanes[p], pieces[at, chunk])  # fmt: skip
+    for at in range(batch * kv_heads):
+        merge(at // kv_heads, at % kv_heads, sizes, pieces[at], o, kept, scale)
+
+
+def decode(sizes: Any, q: Any, k: Any, v: Any, o: Any, kept: Any, rules: Any) -> None:
+    b, h, kv, n, m, d, dv = sizes
+    # Chunks before the window of the first query are left out; with few queries the rest are seen.
+    window = rules[4]
+    start = max(m - n - window + 1, 0) // CHUNK if window else 0
+    chunks = -(-m // CHUNK) - start
+    cut, rows = parts(b * kv * chunks, b * h * n * m * (d + dv) // 8, CORES), n * (h // kv)
+    pieces = np.empty((b * kv, chunks, rows, dv + 2), q.dtype)
+    s, lanes = np.empty((cut, rows, CHUNK), q.dtype), np.empty((cut, LANES), q.dtype)
+    ends = np.empty((2, n), np.int64)
+    decode_all(cut, start, chunks, pieces, s, lanes, *ends, sizes, place(q), place(k), place(v), place(o), kept, *rules)

@@ -1,0 +1,193 @@
+"""What the gated scan and the delta rule share: layouts, decays, sums over the lanes.
+
+A head is one row of memory: q and k are (B H, n dk), v is (B H, n dv), with N rounded up to an even n and the
+widths to whole vectors. Zeros fill the rest and change nothing: there k = 0 and the decay is 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from .gated_scan_lanes import BYTES, add, fma, load, mul, negative, spread, store, store_totals, total, zeros
+from .runtime import CORES, jit, parallel_jit, parts, prange
+from .vector import exp
+
+# Tokens between two fresh starts of the gradient of g.
+SPAN = 64
+
+
+@jit
+def decayed(x, a, i):  # type: ignore[no-untyped-def]
+    """Element i of a times x; x where there is no decay."""
+    return x if a is None else mul(x, spread(a, i))
+
+
+@jit
+def decays(like, a, t, c, across, along):  # type: ignore[no-untyped-def]
+    """The decays of a vector of channels from c on, for token t."""
+    if a is None:
+        return zeros(like)
+    return load(a, t * across + c) if along else spread(a, t * across)
+
+
+@jit
+def row_totals(rows, lanes, sums, out, at):  # type: ignore[no-untyped-def]
+    """out[at + c] = the sum of vector c of `sums`; rows is a multiple of 4."""
+    for c in range(0, rows, 4):
+        i = c * lanes
+        x0, x1 = load(sums, i), load(sums, i + lanes)
+        x2, x3 = load(sums, i + 2 * lanes), load(sums, i + 3 * lanes)
+        store_totals(out, at + c, x0, x1, x2, x3)
+
+
+@jit
+def gate_row(dk, t, along, q, k, dq, dk_, x, dg):  # type: ignore[no-untyped-def]
+    """dg of token t from that of the next, x: q dq - k dk more. One decay per head: the sum of the channels."""
+    lanes = BYTES // x.itemsize
+    whole = zeros(x)
+    for c in range(0, dk, lanes):
+        i = t * dk + c
+        y = fma(load(q, i), load(dq, i), load(x, c))
+        y = fma(load(k, i), negative(load(dk_, i)), y)
+        store(x, c, y)
+        whole = add(whole, y)
+        if along:
+            store(dg, i, y)
+    if not along:
+        dg[t] = total(whole)
+
+
+@jit
+def edge(dv, lanes, group, groups):  # type: ignore[no-untyped-def]
+    """Where a group of columns begins: at a multiple of the lanes."""
+    return dv // lanes * group // groups * lanes
+
+
+def of(a, head):  # type: ignore[no-untyped-def]
+    """a[head], or None."""
+    raise NotImplementedError("only in compiled code")
+
+
+@overload(of)  # type: ignore[untyped-decorator]
+def of_type(a, head):  # type: ignore[no-untyped-def]
+    if isinstance(a, types.NoneType):
+        return lambda a, head: None
+    return lambda a, head: a[head]
+
+
+@jit
+def decays_of_head(tokens, width, n, across, g, a):  # type: ignore[no-untyped-def]
+    for t in range(n + 1):
+        used = width if t < tokens else 0
+        for c in range(used):
+            a[t * across + c] = exp(g[t * width + c])
+        for c in range(used, across):
+            a[t * across + c] = 1
+
+
+@parallel_jit
+def all_decays(cut, tokens, width, n, across, g, a):  # type: ignore[no-untyped-def]
+    for p in prange(cut):
+        for h in range(len(g) * p // cut, len(g) * (p + 1) // cut):
+            decays_of_head(tokens, width, n, across, g[h], a[h])
+
+
+class Sizes:
+    """Shapes after rounding up, and into how many parts the work is cut."""
+
+    def __init__(self, q: Any, v: Any):
+        lanes = BYTES // q.itemsize
+        self.shape, self.width = q.shape, v.shape[3]
+        self.heads = q.shape[0] * q.shape[1]
+        self.n, self.dk, self.dv = (
+            q.shape[2] + q.shape[2] % 2,
+            -(-q.shape[3] // lanes) * lanes,
+            -(-v.shape[3] // lanes) * lanes,
+        )
+        # Columns are cut until every core has the same number of items, or enough of them.
+        self.groups, most = 1, self.dv // lanes
+        while (
+            self.groups < most and self.heads * self.groups % CORES and self.heads * self.groups < 4 * CORES
+        ):
+            self.groups += 1
+        items = self.heads * self.groups
+        self.cut = parts(items, self.heads * self.n * self.dk * self.dv)
+
+    def decays(self, g: Any) -> tuple[Any, bool]:
+        """exp(g) with one token more, or None where g is all zeros; whether each channel has its own."""
+        along = g is not None and g.shape[3] == self.shape[3] and g.shape[3] > 1
+        if g is None or (g[0, 0, 0, 0] == 0 and not g.any()):
+            return None, along
+        tokens, width = g.shape[2:]
+        across = self.dk if along else 1
+        a = np.empty((self.heads, (self.n + 1) * across), g.dtype)
+        flat = np.ascontiguousarray(g).reshape(self.heads, -1)
+        all_decays(parts(self.heads, 4 * a.size), tokens, width, self.n, across, flat, a)
+        return a, along
+
+    def scratch(self, real: Any) -> tuple[Any, Any]:
+        """For each part: gradients of the state after every span; a state, its rows' sums, one row of q."""
+        columns = -(-self.dv * real.itemsize // BYTES // self.groups) * BYTES // real.itemsize
+        kept = np.empty((self.cut, -(-self.n // SPAN), self.dk * columns), real)
+        return kept, np.empty((self.cut, self.dk * (self.dv + BYTES // real.itemsize + 1)), real)
+
+    def keys(self, x: Any) -> Any:
+        return panel(x, self.n, self.dk)
+
+    def values(self, x: Any) -> Any:
+        return panel(x, self.n, self.dv)
+
+    def state(self, x: Any, like: Any) -> Any:
+        """A copy of the state, to be written over."""
+        return (
+            np.zeros((self.heads, self.dk * self.dv), like.dtype)
+            if x is None
+            else panel(x, self.dk, self.dv).copy()
+        )
+
+
+def reasons(q: Any, k: Any, v: Any, gates: Any, state: Any, chunk: Any) -> str | None:
+    """None, or why the kernel cannot take these arrays. gates: names and arrays like q or one per head."""
+    if type(q) is not np.ndarray or type(k) is not np.ndarray or type(v) is not np.ndarray:
+        return "q, k or v is not a NumPy array"
+    real = q.dtype
+    if real not in (np.float32, np.float64) or k.dtype != real or v.dtype != real:
+        return f"q is {real}, k {k.dtype} and v {v.dtype}; the kernel takes all of float32 or of float64"
+    if q.ndim != 4 or v.ndim != 4 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+        return f"q {q.shape}, k {k.shape} and v {v.shape} do not fit each other"
+    if not q.size or not v.size:
+        return "an axis is empty"
+    for name, gate in gates:
+        if type(gate) is not np.ndarray or gate.dtype != real:
+            return f"{name} is not an array of {real}"
+        if gate.shape != q.shape and gate.shape != (*q.shape[:3], 1):
+            return f"{name} {gate.shape} does not fit q {q.shape}"
+    if state is not None and (
+        type(state) is not np.ndarray
+        or state.dtype != real
+        or state.shape != (*q.shape[:2], q.shape[3], v.shape[3])
+    ):
+        return f"the state is not a (B, H, dk, dv) array of {real}"
+    if type(chunk) is not int or chunk < 1:
+        return f"chunk must be an integer of at least 1, not {chunk!r}"
+    return None
+
+
+def panel(x: Any, rows: int, columns: int) -> Any:
+    """(B, H, N, d) -> (B H, rows * columns), zeros where the array is smaller."""
+    heads = x.shape[0] * x.shape[1]
+    if x.shape[2:] == (rows, columns):
+        return np.ascontiguousarray(x).reshape(heads, rows * columns)
+    out = np.zeros((heads, rows, columns), x.dtype)
+    out[:, : x.shape[2], : x.shape[3]] = x.reshape(heads, *x.shape[2:])
+    return out.reshape(heads, rows * columns)
+
+
+def unpanel(x: Any, rows: int, columns: int, shape: tuple[int, ...]) -> Any:
+    """The way back: the first rows and columns of each head."""
+    x = x.reshape(*shape[:2], rows, columns)
+    return x if x.shape == shape else x[:, :, : shape[2], : shape[3]].copy()

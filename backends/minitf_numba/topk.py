@@ -1,0 +1,198 @@
+"""The k largest of every row and where they are; among equals the lower position first, NaN above all.
+
+    forward: best = positions 0 .. k-1, sorted by rank
+             for j = k .. n-1:   x_j before the last of best?
+                 small k: insert it      large k: collect it, and when k are collected: sort them, merge
+    backward: dx = 0, dx at the positions = g
+
+Whatever ties with the last of best comes later than it, and stays out. Positions are sorted by merging, which
+keeps the order of equals: n log k comparisons for a row that rises, the worst case, and in a random one few
+get further than the comparison with the last. A block of 16 elements none of which does is passed over.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from minitf.ops.kernels import Kernel
+
+from .runtime import jit, parallel_jit, parts, prange
+
+# Up to this k insertion beats collecting.
+SHORT = 32
+BLOCK = 16
+# Positions that are sorted by insertion before merging starts.
+RUN = 8
+
+
+@jit
+def before(a, b):  # type: ignore[no-untyped-def]
+    """Whether `a`, whose position is the higher one, ranks before `b`."""
+    return a > b or (a != a and b == b)
+
+
+@jit
+def insert(row, best, j, size):  # type: ignore[no-untyped-def]
+    """Put j in its place among the first `size` of the sorted list `best`; the last one falls out."""
+    s = size - 1
+    while s > 0 and before(row[j], row[best[s - 1]]):
+        best[s] = best[s - 1]
+        s -= 1
+    best[s] = j
+
+
+@jit
+def merge(row, left, right, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with the first of two sorted lists, `left` holding the lower positions."""
+    i, j = 0, 0
+    for s in range(len(out)):
+        if i < len(left) and (j == len(right) or not before(row[right[j]], row[left[i]])):
+            out[s] = left[i]
+            i += 1
+        else:
+            out[s] = right[j]
+            j += 1
+
+
+@jit
+def sort(row, a, spare):  # type: ignore[no-untyped-def]
+    """Sort the rising positions `a` by rank."""
+    n = len(a)
+    for lo in range(0, n, RUN):
+        for j in range(lo + 1, min(lo + RUN, n)):
+            insert(row, a[lo:], a[j], j - lo + 1)
+    width = RUN
+    while width < n:
+        for lo in range(0, n, 2 * width):
+            middle, hi = min(lo + width, n), min(lo + 2 * width, n)
+            merge(row, a[lo:middle], a[middle:hi], spare[lo:hi])
+        a[:] = spare[:n]
+        width *= 2
+
+
+@jit
+def passed(row, j, worst):  # type: ignore[no-untyped-def]
+    """Whether nothing in the block at j ranks before `worst`."""
+    found = False
+    for i in range(BLOCK):
+        # True for NaN too.
+        found |= not (row[j + i] <= worst)
+    return not found
+
+
+@jit
+def absorb(row, best, more, spare):  # type: ignore[no-untyped-def]
+    """Let `best` be the first of itself and of the rising positions `more`."""
+    sort(row, more, spare)
+    merge(row, best, more, spare)
+    best[:] = spare
+
+
+@jit
+def select(row, k, best, more, spare):  # type: ignore[no-untyped-def]
+    n = len(row)
+    for j in range(k):
+        best[j] = j
+    sort(row, best, spare)
+    count = 0
+    for block in range(k, n, BLOCK):
+        if block + BLOCK <= n and passed(row, block, row[best[k - 1]]):
+            continue
+        for j in range(block, min(block + BLOCK, n)):
+            if not before(row[j], row[best[k - 1]]):
+                continue
+            if k <= SHORT:
+                insert(row, best, j, k)
+                continue
+            more[count] = j
+            count += 1
+            if count == k:
+                absorb(row, best, more, spare)
+                count = 0
+    if count:
+        absorb(row, best, more[:count], spare)
+
+
+@jit
+def select_rows(lo, hi, x, k, values, index):  # type: ignore[no-untyped-def]
+    more, spare = np.empty(k, np.intp), np.empty(k, np.intp)
+    for i in range(lo, hi):
+        select(x[i], k, index[i], more, spare)
+        for s in range(k):
+            values[i, s] = x[i, index[i, s]]
+
+
+@jit
+def place_rows(lo, hi, g, index, dx):  # type: ignore[no-untyped-def]
+    for i in range(lo, hi):
+        for j in range(dx.shape[1]):
+            dx[i, j] = 0
+        for s in range(index.shape[1]):
+            dx[i, index[i, s]] = g[i, s]
+
+
+@parallel_jit
+def select_all(cut, x, k, values, index):  # type: ignore[no-untyped-def]
+    n = len(x)
+    if cut == 1:
+        select_rows(0, n, x, k, values, index)
+    else:
+        for p in prange(cut):
+            select_rows(n * p // cut, n * (p + 1) // cut, x, k, values, index)
+
+
+@parallel_jit
+def place_all(cut, g, index, dx):  # type: ignore[no-untyped-def]
+    n = len(dx)
+    if cut == 1:
+        place_rows(0, n, g, index, dx)
+    else:
+        for p in prange(cut):
+            place_rows(n * p // cut, n * (p + 1) // cut, g, index, dx)
+
+
+def supports(x: Any, k: Any, axis: Any) -> str | None:
+    if type(x) is not np.ndarray:
+        return "x is not a NumPy array"
+    if x.dtype not in (np.float32, np.float64):
+        return f"x is {x.dtype}; the kernel takes float32 and float64"
+    if not isinstance(k, int | np.integer) or not isinstance(axis, int | np.integer):
+        return "k or the axis is not an integer"
+    if not -x.ndim <= axis < x.ndim:
+        return f"axis {axis} is not one of the {x.ndim} axes of x"
+    return None if 0 <= k <= x.shape[axis] else f"k = {k} is outside 0..{x.shape[axis]}"
+
+
+def as_rows(a: Any, axis: int) -> Any:
+    """(R, n): the axis last, the others as one."""
+    last = np.moveaxis(a, axis, -1)
+    return np.ascontiguousarray(last).reshape(math.prod(last.shape[:-1]), a.shape[axis])
+
+
+def as_before(rows: Any, shape: tuple[int, ...], axis: int) -> Any:
+    """Undo `as_rows` for an array of `shape` but for the size of the axis."""
+    others = [n for i, n in enumerate(shape) if i != axis]
+    return np.moveaxis(rows.reshape(*others, rows.shape[1]), -1, axis)
+
+
+def forward(x: Any, k: int, axis: int) -> tuple[Any, Any]:
+    k, axis = operator.index(k), operator.index(axis) % x.ndim
+    rows = as_rows(x, axis)
+    values, index = np.empty((len(rows), k), x.dtype), np.empty((len(rows), k), np.intp)
+    if k:
+        select_all(parts(len(rows), 2 * rows.size + 64 * values.size), rows, k, values, index)
+    return (as_before(values, x.shape, axis), as_before(index, x.shape, axis)), (index, x.shape, axis)
+
+
+def vjp(residuals: Any, g: Any) -> tuple[Any, None, None]:
+    index, shape, axis = residuals
+    dx = np.empty((len(index), shape[axis]), g[0].dtype)
+    place_all(parts(len(dx), dx.size // 4), as_rows(g[0], axis), index, dx)
+    return as_before(dx, shape, axis), None, None
+
+
+KERNELS = {"topk": Kernel(forward, vjp, supports)}

@@ -1,0 +1,119 @@
+"""A kernel of the CuPy backend against its definition, which runs on NumPy arrays.
+
+As `minitf.testing.check_kernel` does it, with arrays on the card (or in the stand-in for CuPy).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minitf import ops
+from minitf.engine import Tensor, to_device
+from minitf.testing.kernels import cast, close, computed, error_of, same
+
+
+@contextmanager
+def poisoned(cupy: Any) -> Iterator[None]:
+    """Let `cupy.empty` and `cupy.empty_like` give NaN."""
+    before = {name: getattr(cupy, name) for name in ("empty", "empty_like")}
+
+    def poisonous(make: Any) -> Any:
+        def made(*args: Any, **options: Any) -> Any:
+            a = make(*args, **options)
+            if a.dtype.kind == "f":
+                a[...] = float("nan")
+            return a
+
+        return made
+
+    try:
+        for name, make in before.items():
+            setattr(cupy, name, poisonous(make))
+        yield
+    finally:
+        for name, make in before.items():
+            setattr(cupy, name, make)
+
+
+def on_card(name: str, args: Mapping[str, Any], dtype: str, seed: int) -> dict[str, Any]:
+    """Every output and every gradient under a random cotangent, as `computed` gives them. Arrays: CuPy's."""
+    import cupy
+
+    operation = getattr(ops, name)
+    with ops.kernels.use("cupy"), poisoned(cupy):
+        given = {
+            key: Tensor(a, requires_grad=True) if isinstance(a, cupy.ndarray) and a.dtype.kind == "f" else a
+            for key, a in args.items()
+        }
+        out = operation(**given)
+        outputs = out if isinstance(out, tuple) else (out,)
+        found = {f"output {i}": to_device(getattr(y, "data", y), "cpu") for i, y in enumerate(outputs)}
+        rng = np.random.default_rng(seed)
+        total: Any = 0.0
+        for i, y in enumerate(outputs):
+            if isinstance(y, Tensor) and y.dtype.kind == "f" and y.requires_grad:
+                finite = np.isfinite(found[f"output {i}"])
+                g = np.where(finite, rng.standard_normal(y.shape), 0.0).astype(dtype)
+                total = total + (ops.where(cupy.asarray(finite), y, 0.0) * cupy.asarray(g)).sum()
+        if isinstance(total, Tensor):
+            total.backward()
+        for key, leaf in given.items():
+            if isinstance(leaf, Tensor):
+                grad = leaf.grad
+                found[f"gradient of {key}"] = np.zeros(leaf.shape, dtype) if grad is None else grad.numpy()
+        return found
+
+
+def layouts(cupy: Any, a: Any) -> list[tuple[str, Any]]:
+    """The same values in other memory layouts."""
+    backwards = tuple(slice(None, None, -1) for _ in a.shape)
+    found = [("reversed in memory", a[backwards].copy(order="C")[backwards])]
+    if a.ndim > 1:
+        found.append(("with axes exchanged in memory", cupy.asfortranarray(a)))
+    if a.ndim:
+        found.append(("every second element of a wider array", cupy.repeat(a, 2, axis=-1)[..., ::2]))
+    return found
+
+
+def check_on_card(name: str, args: Mapping[str, Any], dtype: str, seed: int = 0, views: bool = True) -> None:
+    """Compare the CuPy kernel for the operation `name` with the definition, on `args` (NumPy arrays).
+
+    Raises:
+        AssertionError: the kernel differs; the text says where and by how much.
+        BackendError: the kernel does not take these arguments.
+    """
+    import cupy
+
+    single, narrow = cast(args, "float32"), cast(args, dtype)
+    exact = computed(name, "reference", cast(narrow, "float64"), "float64", seed)
+    plain = computed(name, "reference", single, "float32", seed)
+    precise = (
+        exact if dtype == "float32" else computed(name, "reference", cast(single, "float64"), "float64", seed)
+    )
+    earned = float(np.finfo(dtype).eps / np.finfo("float32").eps)
+    given = {key: cupy.asarray(a) if isinstance(a, np.ndarray) else a for key, a in narrow.items()}
+    fast = on_card(name, given, dtype, seed)
+    for key, a in narrow.items():
+        if isinstance(a, np.ndarray):
+            kept = given[key].get()
+            assert np.array_equal(kept, a, equal_nan=a.dtype.kind == "f"), f"{name}: the kernel changed {key}"
+    for key, value in fast.items():
+        right = exact[key].astype(dtype) if exact[key].dtype.kind == "f" else exact[key]
+        assert value.shape == right.shape and value.dtype == right.dtype, (
+            f"{name}: {key} is {value.dtype} {value.shape}, the definition gives {right.dtype} {right.shape}"
+        )
+        words = f"{name} {dtype} on the card: {key}"
+        if right.dtype.kind == "f":
+            close(words, value, exact[key], earned * error_of(plain[key], precise[key]), dtype)
+        else:
+            assert np.array_equal(value, right), f"{words} differs from the definition's"
+    same(name, fast, on_card(name, given, dtype, seed), "two runs")
+    for key, a in given.items():
+        if views and isinstance(a, cupy.ndarray):
+            for words, view in layouts(cupy, a):
+                again = on_card(name, {**given, key: view}, dtype, seed)
+                same(name, fast, again, f"{key} as it is and {words}")
