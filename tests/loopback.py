@@ -33,19 +33,19 @@ def loopback(name: str, supports: Callable[..., str | None] = lambda *args: None
     def backward(args: Any, g: Any) -> tuple[Any, ...]:
         chosen = [i for i, a in enumerate(args) if isinstance(a, np.ndarray) and a.dtype.kind in "fc"]
 
+        arrived = [i for i, part in enumerate(g) if part is not None] if isinstance(g, list) else []
+
         def of_chosen(*given: Any) -> Any:
             full = list(args)
             for i, a in zip(chosen, given, strict=True):
                 full[i] = a
             out = body(*full)
-            if not isinstance(out, tuple):
-                return out
-            # Inside the walk a cotangent is the conjugate of what enters and leaves.
-            return sum((part * gi).real.sum() for part, gi in zip(out, g, strict=True) if gi is not None)
+            return kernels.flat([out[i] for i in arrived]) if isinstance(out, tuple) else out
 
         with kernels.use("reference"):
             _, pull = vjp(of_chosen, *(args[i] for i in chosen))
-            pulled = pull(1.0 if isinstance(g, list) else np.conj(g))
+            # Inside a walk a cotangent is the conjugate of what enters and leaves.
+            pulled = pull(np.conj(kernels.flat([g[i] for i in arrived]) if isinstance(g, list) else g))
         found = dict(zip(chosen, pulled, strict=True))
         return tuple(np.conj(plain(found[i])) if i in found else None for i in range(len(args)))
 

@@ -48,11 +48,12 @@ def back(residuals: Any, g: Any) -> tuple[Any, Any]:
     g, dx, dgate = cupy.ascontiguousarray(g), cupy.empty_like(x), None if gate is None else cupy.empty_like(x)
     args = (g, x, bias, gate, dx, dgate, x.size, width, number)
     launch("activations", "activate_backward", x.dtype, grid, THREADS, *args)
-    return dx.reshape(shape), None if gate is None else dgate.reshape(shape)
+    return dx.reshape(shape), None if dgate is None else dgate.reshape(shape)
 
 
 def back_with_bias(residuals: Any, g: Any) -> tuple[Any, Any, None]:
-    dx, bias = back(residuals, g)[0], residuals[1]
+    dx: Any = back(residuals, g)[0]
+    bias = residuals[1]
     if bias is None:
         return dx, None, None
     total = dx.reshape(-1, len(bias)).sum(axis=0, dtype=summed_in(dx.dtype)) if dx.size else 0 * bias
@@ -78,7 +79,6 @@ KERNELS = {
     "gated_activation": Kernel(
         forward=lambda a, b, kind: run(a, None, b, kind),
         vjp=lambda residuals, g: (*back(residuals, g), None),
-        supports=lambda a, b, kind: reasons(a, gate=b, kind=kind)
-        or ("b is None" if b is None else None),
+        supports=lambda a, b, kind: reasons(a, gate=b, kind=kind) or ("b is None" if b is None else None),
     ),
 }

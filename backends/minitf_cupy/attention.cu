@@ -14,9 +14,7 @@
 // of 16, as large as 48 KB of shared memory allow.
 //
 // variant: float32 WIDTH=32 ROWS=64 COLUMNS=64 SIDE=32
-// variant: float32 WIDTH=64 ROWS=64 COLUMNS=32 SIDE=32
 // variant: float32 WIDTH=128 ROWS=32 COLUMNS=32 SIDE=16
-// variant: float64 WIDTH=64 ROWS=32 COLUMNS=16 SIDE=16
 // variant: float64 WIDTH=80 ROWS=32 COLUMNS=16 SIDE=16
 // variant: float16 WIDTH=64 ROWS=64 COLUMNS=32 SIDE=32
 #include "common.cuh"
@@ -172,8 +170,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_keys(
     const REAL* q, const REAL* k, const REAL* v, int heads, int kv_heads, int d, int dv, int n_queries, int n_keys,
     int causal, int window, const int* starts, const int* ends, double scale, double softcap, const REAL* slopes,
     const REAL* bias, int bias_b, int bias_h, int bias_i, int bias_j, const bool* mask, int mask_b, int mask_h,
-    int mask_i, int mask_j,
-    const REAL* g, const SUM* lse, const SUM* delta, REAL* out_k, REAL* out_v) {
+    int mask_i, int mask_j, const REAL* g, const SUM* lse, const SUM* delta, REAL* out_k, REAL* out_v) {
     __shared__ SUM qs[SIDE][WIDTH + 1], gs[SIDE][WIDTH + 1], ks[SIDE][WIDTH + 1], vs[SIDE][WIDTH + 1];
     __shared__ SUM weights[SIDE][SIDE + 1], changes[SIDE][SIDE + 1];
     const Problem p = PROBLEM;
@@ -207,20 +204,21 @@ extern "C" __global__ void __launch_bounds__(256) attention_keys(
     store(out_v + own.rows_v, sum_v, j0, n_keys, dv);
 }
 
-// `far` (may be null) receives sum_j dS |distance| of every query: minus the gradient of its head's slope.
+// `far` (may be null) receives sum_j dS |distance| of every query: minus the gradient of its head's slope. Distances
+// are large, so what delta is off by matters: the sum of dS shows it, which should be g_lse (null: 0).
 extern "C" __global__ void __launch_bounds__(256) attention_queries(
     const REAL* q, const REAL* k, const REAL* v, int heads, int kv_heads, int d, int dv, int n_queries, int n_keys,
     int causal, int window, const int* starts, const int* ends, double scale, double softcap, const REAL* slopes,
     const REAL* bias, int bias_b, int bias_h, int bias_i, int bias_j, const bool* mask, int mask_b, int mask_h,
-    int mask_i, int mask_j,
-    const REAL* g, const SUM* lse, const SUM* delta, REAL* out_q, SUM* far) {
+    int mask_i, int mask_j, const REAL* g, const SUM* lse, const SUM* delta, REAL* out_q, SUM* far,
+    const SUM* g_lse) {
     __shared__ SUM qs[SIDE][WIDTH + 1], gs[SIDE][WIDTH + 1], ks[SIDE][WIDTH + 1], vs[SIDE][WIDTH + 1];
     __shared__ SUM changes[SIDE][SIDE + 1];
     const Problem p = PROBLEM;
     const int tiles = (n_queries + SIDE - 1) / SIDE, index = blockIdx.x / tiles;
     const int x = threadIdx.x % 16, y = threadIdx.x / 16, i0 = (tiles - 1 - (int)blockIdx.x % tiles) * SIDE;
     const Head at(p, index / heads, index % heads);
-    SUM sum[SIDE / 16][WIDTH / 16] = {}, distant[SIDE / 16] = {};
+    SUM sum[SIDE / 16][WIDTH / 16] = {}, distant[SIDE / 16] = {}, reach[SIDE / 16] = {}, rest[SIDE / 16] = {};
     load(qs, q + at.rows_q, i0, n_queries, d);
     load(gs, g + at.rows_o, i0, n_queries, dv);
     const Range all = p.visible.keys(i0, min(i0 + SIDE, n_queries) - 1);
@@ -233,7 +231,10 @@ extern "C" __global__ void __launch_bounds__(256) attention_queries(
         for (int r = 0; r < SIDE / 16; r++)
             for (int c = 0; c < SIDE / 16; c++) {
                 const int i = i0 + y + 16 * r, j = j0 + x + 16 * c;
-                distant[r] += pairs.change[r][c] * abs(p.visible.position(i) - j);
+                const SUM distance = abs(p.visible.position(i) - j);
+                distant[r] += pairs.change[r][c] * distance;
+                reach[r] += pairs.weight[r][c] * distance;
+                rest[r] += pairs.change[r][c];
                 changes[y + 16 * r][x + 16 * c] = pairs.change[r][c] * pairs.slope[r][c];
             }
         __syncthreads();
@@ -242,8 +243,9 @@ extern "C" __global__ void __launch_bounds__(256) attention_queries(
     store(out_q + at.rows_q, sum, i0, n_queries, d);
     for (int r = 0; r < SIDE / 16; r++) {
         const int i = i0 + y + 16 * r;
-        const SUM total = sum_of_16(distant[r]);
-        if (far && x == 0 && i < n_queries) far[at.queries + i] = total;
+        const SUM total = sum_of_16(distant[r]), mean = sum_of_16(reach[r]), off = sum_of_16(rest[r]);
+        if (far && x == 0 && i < n_queries)
+            far[at.queries + i] = total - (g_lse ? off - g_lse[at.queries + i] : off) * mean;
     }
 }
 
@@ -253,8 +255,7 @@ extern "C" __global__ void __launch_bounds__(256) attention_bias(
     const REAL* q, const REAL* k, const REAL* v, int heads, int kv_heads, int d, int dv, int n_queries, int n_keys,
     int causal, int window, const int* starts, const int* ends, double scale, double softcap, const REAL* slopes,
     const REAL* bias, int bias_b, int bias_h, int bias_i, int bias_j, const bool* mask, int mask_b, int mask_h,
-    int mask_i, int mask_j,
-    const REAL* g, const SUM* lse, const SUM* delta, int batch, SUM* out_bias) {
+    int mask_i, int mask_j, const REAL* g, const SUM* lse, const SUM* delta, int batch, SUM* out_bias) {
     __shared__ SUM qs[SIDE][WIDTH + 1], gs[SIDE][WIDTH + 1], ks[SIDE][WIDTH + 1], vs[SIDE][WIDTH + 1];
     const Problem p = PROBLEM;
     const int rows = (n_queries + SIDE - 1) / SIDE, columns = (n_keys + SIDE - 1) / SIDE;

@@ -12,14 +12,13 @@
 // many as 16 bytes hold if d and dv are multiples of that.
 //
 // variant: float32 WIDTH=64 PIECE=4
-// variant: float32 WIDTH=128 PIECE=1
-// variant: float64 WIDTH=64 PIECE=2
+// variant: float64 WIDTH=128 PIECE=1
 // variant: float16 WIDTH=128 PIECE=8
-// variant: bfloat16 WIDTH=64 PIECE=8
 #include "common.cuh"
 #include "attention_rules.cuh"
 
-constexpr int GROUPS = 16, KEYS = 4, OWN = WIDTH / 8;
+// KEYS in flight: as many as fit the registers.
+constexpr int GROUPS = 16, KEYS = WIDTH * sizeof(SUM) > 512 ? 2 : 4, OWN = WIDTH / 8;
 
 struct __align__(sizeof(REAL) * PIECE) Piece {
     REAL element[PIECE];

@@ -23,7 +23,6 @@
 // variant: float16 WIDTH=128 TALL=2
 // variant: float16 WIDTH=64 TALL=2
 // variant: bfloat16 WIDTH=128 TALL=2
-// variant: bfloat16 WIDTH=64 TALL=1
 #include "common.cuh"
 #include "tiles.cuh"
 #include "attention_rules.cuh"
@@ -141,8 +140,8 @@ __device__ __forceinline__ float binary(float lse) { return lse == -INFINITE ? I
 // Shared memory: k and v (64 rows), q and g (STEP rows each, twice), log-sum-exp and delta (STEP floats each, twice).
 extern "C" __global__ void __launch_bounds__(128) attention_mma_keys(
     const REAL* q, const REAL* k, const REAL* v, int heads, int kv_heads, int n_queries, int n_keys, int causal,
-    int window, const int* starts, const int* ends, double scale,
-    const REAL* g, const float* lse, const float* delta, REAL* out_k, REAL* out_v) {
+    int window, const int* starts, const int* ends, double scale, const REAL* g, const float* lse,
+    const float* delta, REAL* out_k, REAL* out_v) {
     DYNAMIC_SHARED(REAL, memory);
     constexpr int PART = STEP * WIDTH;
     const Tile ks = {memory}, vs = {memory + KEYS * WIDTH};
@@ -216,8 +215,8 @@ extern "C" __global__ void __launch_bounds__(128) attention_mma_keys(
 // Shared memory: q and g (64 rows), k and v (STEP rows each, twice).
 extern "C" __global__ void __launch_bounds__(128) attention_mma_queries(
     const REAL* q, const REAL* k, const REAL* v, int heads, int kv_heads, int n_queries, int n_keys, int causal,
-    int window, const int* starts, const int* ends, double scale,
-    const REAL* g, const float* lse, const float* delta, REAL* out_q) {
+    int window, const int* starts, const int* ends, double scale, const REAL* g, const float* lse,
+    const float* delta, REAL* out_q) {
     DYNAMIC_SHARED(REAL, memory);
     constexpr int ROWS = 64, PART = STEP * WIDTH;
     const Tile qs = {memory}, gs = {memory + ROWS * WIDTH};

@@ -93,13 +93,13 @@ __device__ SUM score(const Problem& p, const Head& at, int i, int j, SUM product
     return s;
 }
 
-// delta = sum(o g) - g_lse, a warp for each query. g_lse may be null.
+// delta = sum(o g) - g_lse, a thread for each query: in the order in which a kernel sums g v, so that dS is exactly 0
+// where a query sees one key only. g_lse may be null.
 extern "C" __global__ void attention_delta(
     const REAL* o, const REAL* g, const SUM* g_lse, SUM* delta, int rows, int width) {
-    const i64 row = ((i64)blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     SUM sum = 0;
-    for (int e = threadIdx.x % 32; e < width; e += 32) sum += (SUM)o[row * width + e] * (SUM)g[row * width + e];
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) delta[row] = g_lse ? sum - g_lse[row] : sum;
+    for (int e = 0; e < width; e++) sum += (SUM)g[(i64)row * width + e] * (SUM)o[(i64)row * width + e];
+    delta[row] = g_lse ? sum - g_lse[row] : sum;
 }

@@ -15,6 +15,7 @@
 typedef unsigned int u32;
 typedef unsigned short u16;
 typedef long long i64;
+typedef unsigned long long u64;
 
 #ifndef MINITF_EMULATED
 // Shared memory whose size the launcher chooses: DYNAMIC_SHARED(float, tile); then tile[i].

@@ -2,8 +2,8 @@
 
     launch("norms", "norm_forward", x.dtype, blocks, threads, x, weight, y, rows, width)
 
-A file is compiled by NVRTC for the card at hand and for one type of element, in about a second, and CuPy keeps
-the machine code on disk. CuPy is imported at the first launch.
+A file is compiled by NVRTC for the card at hand and for one type of element, and CuPy keeps the machine code
+on disk. CuPy is imported at the first launch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def function(
 
 def cubin(code: str, told: tuple[str, ...]) -> str:
     """The path of the machine code, made by NVRTC if it is not there yet."""
-    from cupy_backends.cuda.libs import nvrtc
+    from cupy_backends.cuda.libs import nvrtc  # type: ignore[import-not-found]
 
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     key = hashlib.sha256("\0".join([code, *told, str(nvrtc.getVersion())]).encode()).hexdigest()
@@ -133,7 +133,7 @@ def blocks(count: int, size: int) -> int:
 
 
 def refusal(name: str, a: Any, dtypes: tuple[str, ...] = ("float16", "float32", "float64")) -> str | None:
-    """None, or why `a` is no array that kernels take. CuPy is not imported: its arrays say where they live."""
+    """None, or why `a` is no array that kernels take. CuPy's arrays say what they are: it is not imported."""
     if not type(a).__module__.startswith("cupy"):
         return f"{name} is not a CuPy array"
     if str(a.dtype) not in dtypes:

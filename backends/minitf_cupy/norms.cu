@@ -3,9 +3,10 @@
 // One warp for each row, four warps in a block. Lane l reads elements l, l+32, ...; sums over a row are taken
 // by 32 lanes side by side and then in pairs, so that float is exact enough at any width.
 //
-//   norm_forward        mean and rstd of the row (kept for the backward), then y = (x - mean) rstd weight + bias
+//   norm_forward        mean and rstd of the row (kept for the backward), then y = (x - mean) rstd weight + bias;
+//                       with r, of s = x + r, which is written too
 //   norm_backward       with xh = (x - mean) rstd and gw = g weight:
-//                       dx = rstd (gw - mean(gw) - xh mean(gw xh))          RMS: without mean(gw)
+//                       dx = rstd (gw - mean(gw) - xh mean(gw xh)) + gs     RMS: without mean(gw)
 //   norm_backward_params   dweight = sum of g xh, dbias = sum of g over rows: a block has 32 columns and a
 //                       share of the rows, 8 rows at a time; the sums of all shares are added by the launcher
 //
@@ -14,12 +15,19 @@
 // variant: float64
 #include "common.cuh"
 
-extern "C" __global__ void norm_forward(const REAL* x, const REAL* weight, const REAL* bias, REAL* y, SUM* mean,
-                                        SUM* rstd, int rows, int width, double eps, int centre) {
+extern "C" __global__ void norm_forward(const REAL* x, const REAL* r, const REAL* weight, const REAL* bias, REAL* s,
+                                        REAL* y, SUM* mean, SUM* rstd, int rows, int width, double eps, int centre) {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     x += (i64)row * width;
     y += (i64)row * width;
+    if (r) {
+        r += (i64)row * width;
+        s += (i64)row * width;
+        for (int j = lane; j < width; j += 32) s[j] = (REAL)((SUM)x[j] + (SUM)r[j]);
+        // Each lane reads what it has written itself.
+        x = s;
+    }
     SUM m = 0;
     if (centre) {
         for (int j = lane; j < width; j += 32) m += (SUM)x[j];
@@ -30,21 +38,21 @@ extern "C" __global__ void norm_forward(const REAL* x, const REAL* weight, const
         SUM d = (SUM)x[j] - m;
         square += d * d;
     }
-    SUM r = 1 / sqrt(warp_sum(square) / width + (SUM)eps);
+    SUM scale = 1 / sqrt(warp_sum(square) / width + (SUM)eps);
     for (int j = lane; j < width; j += 32) {
-        SUM out = ((SUM)x[j] - m) * r;
+        SUM out = ((SUM)x[j] - m) * scale;
         if (weight) out *= (SUM)weight[j];
         if (bias) out += (SUM)bias[j];
         y[j] = (REAL)out;
     }
     if (lane == 0) {
         mean[row] = m;
-        rstd[row] = r;
+        rstd[row] = scale;
     }
 }
 
-extern "C" __global__ void norm_backward(const REAL* g, const REAL* x, const REAL* weight, const SUM* mean,
-                                         const SUM* rstd, REAL* dx, int rows, int width, int centre) {
+extern "C" __global__ void norm_backward(const REAL* g, const REAL* gs, const REAL* x, const REAL* weight,
+                                         const SUM* mean, const SUM* rstd, REAL* dx, int rows, int width, int centre) {
     int row = blockIdx.x * 4 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= rows) return;
     g += (i64)row * width;
@@ -60,7 +68,8 @@ extern "C" __global__ void norm_backward(const REAL* g, const REAL* x, const REA
     second = warp_sum(second) / width;
     for (int j = lane; j < width; j += 32) {
         SUM gw = (SUM)g[j] * (weight ? (SUM)weight[j] : (SUM)1);
-        dx[j] = (REAL)(r * (gw - first - ((SUM)x[j] - m) * r * second));
+        SUM d = r * (gw - first - ((SUM)x[j] - m) * r * second);
+        dx[j] = (REAL)(gs ? d + (SUM)gs[(i64)row * width + j] : d);
     }
 }
 

@@ -50,7 +50,7 @@ def rotated(x: Any, residuals: Any, sign: float) -> Any:
 
     cos, sin, by_batch, interleaved = residuals
     x = cupy.ascontiguousarray(x)
-    y, (batch, heads, tokens, width) = cupy.empty_like(x), x.shape
+    y, (heads, tokens, width) = cupy.empty_like(x), x.shape[1:]
     args = (x, cos, sin, y, np.int64(x.size // 2), heads, tokens, width // 2, by_batch, interleaved, sign)
     launch("rope", "rotate", x.dtype, min(blocks(x.size // 2, 256), 65535), 256, *args)
     return y

@@ -54,7 +54,11 @@ def vjp_embedding(residuals: Any, g: Any) -> tuple[None, Any]:
 
 
 def supports_combine(y: Any, rows: Any, weights: Any, n: Any) -> str | None:
-    if why := refusal("y", y) or refusal("rows", rows, INTEGERS) or refusal("weights", weights, (str(y.dtype),)):
+    if (
+        why := refusal("y", y)
+        or refusal("rows", rows, INTEGERS)
+        or refusal("weights", weights, (str(y.dtype),))
+    ):
         return why
     if y.ndim != 2 or not y.size or rows.shape != y.shape[:1] or weights.shape != y.shape[:1]:
         return f"y {y.shape}, rows {rows.shape} and weights {weights.shape} must be (P, F), (P,) and (P,)"

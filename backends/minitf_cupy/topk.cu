@@ -1,6 +1,6 @@
 // The k largest of every row and where they are; among equals the lower position first, NaN above all.
 //
-// One block of 256 threads for each row, k rounds. In a round every thread looks through its share of the row
+// One block of 32 to 256 threads for each row, k rounds. In a round every thread looks through its share of the row
 // for the best element that ranks after the one found last; then the block compares the shares' best. The row
 // stays in the cache. For small k this is one pass for each element found, without sorting the rest.
 //

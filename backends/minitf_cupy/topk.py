@@ -10,7 +10,7 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .module import launch, refusal
+from .module import blocks, launch, refusal
 
 # Above this, sorting the whole row is faster.
 MOST = 64
@@ -35,7 +35,9 @@ def forward(x: Any, k: int, axis: int) -> tuple[Any, Any]:
     turned = cupy.moveaxis(x, axis, -1)
     rows = cupy.ascontiguousarray(turned).reshape(-1, x.shape[axis])
     values, index = cupy.empty((len(rows), k), x.dtype), cupy.empty((len(rows), k), "int64")
-    launch("topk", "topk", x.dtype, len(rows), 256, rows, values, index, rows.shape[1], k)
+    # About four elements for each thread.
+    threads = min(256, 32 * blocks(rows.shape[1], 128))
+    launch("topk", "topk", x.dtype, len(rows), threads, rows, values, index, rows.shape[1], k)
     shape = (*turned.shape[:-1], k)
     both = tuple(cupy.moveaxis(a.reshape(shape), -1, axis) for a in (values, index))
     return both, (index, turned.shape, axis)

@@ -1,8 +1,8 @@
-"""Activations of feed-forward networks, alone, after a bias, or as a gate, in one pass over memory.
+"""Activations of feed-forward networks, alone or after a bias, in one pass over memory.
 
     for each piece of a row that fits the first cache:
-        forward      s = x + b,  y = act(s)                               gated:  y = act(a) b
-        backward     ds = g act'(s),  db += ds in the order of the rows   gated:  da = g b act'(a),  db = g act(a)
+        forward      s = x + b,  y = act(s)
+        backward     ds = g act'(s),  db += ds       by blocks of rows, then in their order
 
 Nothing but the inputs is kept: act and act' are computed again from them, which costs less than reading a
 stored array. Each activation has one plain loop for its values and one for its slopes; LLVM makes vector code
@@ -15,19 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from minitf.ops.activations import ACTIVATIONS
 from minitf.ops.kernels import Kernel
 
-from .runtime import jit, parallel_jit, parts, prange
+from .runtime import contiguous, jit, parallel_jit, parts, prange
 from .vector import erf, exp, sigmoid
 
 # Elements of a piece: three of them in float64 fit the first cache.
 PIECE = 1024
 # The numbers under which compiled code knows the activations.
-KINDS = {name: i for i, name in enumerate(ACTIVATIONS)}
-RELU, RELU2, GELU, GELU_TANH, SILU, SIGMOID = (
-    KINDS[name] for name in ("relu", "relu2", "gelu", "gelu_tanh", "silu", "sigmoid")
-)
+KINDS = {
+    name: i for i, name in enumerate(("identity", "relu", "relu2", "gelu", "gelu_tanh", "silu", "sigmoid"))
+}
+RELU, RELU2, GELU, GELU_TANH, SILU, SIGMOID = range(1, 7)
 # Elementary operations of one element.
 COST = 8
 
@@ -139,7 +138,7 @@ def backward_rows(lo, hi, kind, g, x, bias, dx, dbias, buffer):  # type: ignore[
 def forward_all(cut, kind, x, bias, y, buffer):  # type: ignore[no-untyped-def]
     n = len(x)
     if cut == 1:
-        forward_rows(0, n, kind, x, bias, y, buffer[0])
+        forward_rows(np.int64(0), n, kind, x, bias, y, buffer[0])
     else:
         for part in prange(cut):
             p = np.int64(part)
@@ -150,56 +149,12 @@ def forward_all(cut, kind, x, bias, y, buffer):  # type: ignore[no-untyped-def]
 def backward_all(cut, kind, g, x, bias, dx, dbias, buffer):  # type: ignore[no-untyped-def]
     n = len(x)
     if cut == 1:
-        backward_rows(0, n, kind, g, x, bias, dx, dbias[0], buffer[0])
+        backward_rows(np.int64(0), n, kind, g, x, bias, dx, dbias[0], buffer[0])
     else:
         for part in prange(cut):
             p = np.int64(part)
             lo, hi = n * p // cut, n * (p + 1) // cut
             backward_rows(lo, hi, kind, g, x, bias, dx, dbias[p], buffer[p])
-
-
-@jit
-def forward_gate(lo, hi, kind, a, b, y):  # type: ignore[no-untyped-def]
-    for start in range(lo, hi, PIECE):
-        stop = min(start + PIECE, hi)
-        up, out = b[start:stop], y[start:stop]
-        values(kind, a[start:stop], out)
-        for j in range(len(out)):
-            out[j] *= up[j]
-
-
-@jit
-def backward_gate(lo, hi, kind, g, a, b, da, db):  # type: ignore[no-untyped-def]
-    for start in range(lo, hi, PIECE):
-        stop = min(start + PIECE, hi)
-        h, up, first, second = g[start:stop], b[start:stop], da[start:stop], db[start:stop]
-        values(kind, a[start:stop], second)
-        slopes(kind, a[start:stop], first)
-        for j in range(len(h)):
-            second[j] *= h[j]
-            first[j] *= h[j] * up[j]
-
-
-@parallel_jit
-def forward_gates(cut, kind, a, b, y):  # type: ignore[no-untyped-def]
-    n = len(a)
-    if cut == 1:
-        forward_gate(0, n, kind, a, b, y)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            forward_gate(n * p // cut, n * (p + 1) // cut, kind, a, b, y)
-
-
-@parallel_jit
-def backward_gates(cut, kind, g, a, b, da, db):  # type: ignore[no-untyped-def]
-    n = len(a)
-    if cut == 1:
-        backward_gate(0, n, kind, g, a, b, da, db)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            backward_gate(n * p // cut, n * (p + 1) // cut, kind, g, a, b, da, db)
 
 
 def array_reasons(x: Any) -> str | None:
@@ -216,7 +171,7 @@ def reasons(x: Any, bias: Any, kind: Any) -> str | None:
     if why := array_reasons(x):
         return why
     if kind not in KINDS:
-        return f"no activation {kind!r}"
+        return f"the kernel does not know the activation {kind!r}"
     if bias is None:
         return None
     if type(bias) is not np.ndarray or bias.dtype != x.dtype or not x.ndim or bias.shape != x.shape[-1:]:
@@ -224,23 +179,14 @@ def reasons(x: Any, bias: Any, kind: Any) -> str | None:
     return None
 
 
-def gate_reasons(a: Any, b: Any, kind: Any) -> str | None:
-    """None, or why the kernel of `gated_activation` cannot take these arguments."""
-    if why := array_reasons(a) or array_reasons(b):
-        return why
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return f"a is {a.dtype} {a.shape} and b {b.dtype} {b.shape}; the kernel takes two alike"
-    return None if kind in KINDS else f"no activation {kind!r}"
-
-
 def run(x: Any, bias: Any, kind: str) -> tuple[Any, Any]:
     if bias is None:
         # Pieces of one long row are rows: they can be shared out.
-        flat = np.ascontiguousarray(x).reshape(-1)
+        flat = contiguous(x).reshape(-1)
         width = PIECE if flat.size % PIECE == 0 else x.shape[-1] if x.ndim else 1
         rows, b = flat.reshape(-1, width or 1), np.empty(0, x.dtype)
     else:
-        rows, b = np.ascontiguousarray(x).reshape(-1, len(bias) or 1), np.ascontiguousarray(bias)
+        rows, b = contiguous(x).reshape(-1, len(bias) or 1), contiguous(bias)
     y = np.empty_like(rows)
     cut = parts(len(rows), COST * rows.size)
     forward_all(cut, KINDS[kind], rows, b, y, np.empty((cut, PIECE), x.dtype))
@@ -249,27 +195,12 @@ def run(x: Any, bias: Any, kind: str) -> tuple[Any, Any]:
 
 def back(residuals: Any, g: Any) -> tuple[Any, Any]:
     rows, b, kind = residuals
-    h = np.ascontiguousarray(g).reshape(rows.shape)
+    h = contiguous(g).reshape(rows.shape)
     dx = np.empty_like(rows)
     cut = parts(len(rows), 2 * COST * rows.size)
     dbias = np.empty((cut, len(b)))
     backward_all(cut, kind, h, rows, b, dx, dbias, np.empty((cut, 2, PIECE), g.dtype))
     return dx.reshape(g.shape), dbias.sum(0).astype(b.dtype)
-
-
-def gated(a: Any, b: Any, kind: str) -> tuple[Any, Any]:
-    gate, up = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1)
-    y = np.empty_like(gate)
-    forward_gates(parts(len(gate), COST * len(gate)), KINDS[kind], gate, up, y)
-    return y.reshape(a.shape), (gate, up, KINDS[kind])
-
-
-def gated_back(residuals: Any, g: Any) -> tuple[Any, Any, None]:
-    gate, up, kind = residuals
-    da, db = np.empty_like(gate), np.empty_like(gate)
-    h = np.ascontiguousarray(g).reshape(-1)
-    backward_gates(parts(len(gate), 3 * COST * len(gate)), kind, h, gate, up, da, db)
-    return da.reshape(g.shape), db.reshape(g.shape), None
 
 
 FORMS = {"none": "gelu", "tanh": "gelu_tanh"}
@@ -290,5 +221,4 @@ KERNELS = {
         vjp=lambda residuals, g: (*back(residuals, g), None),
         supports=reasons,
     ),
-    "gated_activation": Kernel(gated, gated_back, gate_reasons),
 }

@@ -46,6 +46,9 @@ from .decode import decode, few
 from .runtime import CORES, jit, parallel_jit, parts, prange
 from .vector import exp
 
+# Most queries and keys of a tile.
+TILE = (128, 128)
+
 
 @jit
 def scale_row(row, factor):  # type: ignore[no-untyped-def]
@@ -54,7 +57,9 @@ def scale_row(row, factor):  # type: ignore[no-untyped-def]
 
 
 @jit
-def block(b, h, kv, i0, i1, keys, sizes, q, k, v, o, kept, mask, bias, slopes, first, last, scale, bound, s, lanes):  # type: ignore[no-untyped-def]
+def block(
+    b, h, kv, i0, i1, keys, sizes, q, k, v, o, kept, mask, bias, slopes, first, last, scale, bound, s, lanes
+):  # type: ignore[no-untyped-def]
     """o, and what is kept, of queries i0 .. i1 - 1 of head (b, h). s: a tile of scores, (queries, keys)."""
     _, _, _, n_queries, n_keys, d, dv = sizes
     zero, one, width = s.dtype.type(0), s.dtype.type(1), s.shape[1]
@@ -63,7 +68,7 @@ def block(b, h, kv, i0, i1, keys, sizes, q, k, v, o, kept, mask, bias, slopes, f
     top, total, lse = kept[0, b, h], kept[1, b, h], kept[2, b, h]
     for i in range(i0, i1):
         top[i], total[i] = -np.inf, 0
-        clear(memory(o, b, h, i, dv, scale), 0, 0, dv)
+        clear(memory(o, b, h, i, dv, scale))
     j0 = first[i0]
     while j0 < last[i1 - 1]:
         j1 = min(j0 + keys, last[i1 - 1])
@@ -79,18 +84,20 @@ def block(b, h, kv, i0, i1, keys, sizes, q, k, v, o, kept, mask, bias, slopes, f
             for i in range(r0, r1):
                 row = s[i - r0]
                 lo, hi = max(first[i] - j0, 0), min(last[i], j1) - j0
+                x = row[lo:hi]
                 if bound:
-                    cap(row, lo, hi, bound)
-                adjust(row, lo, hi, j0, b, h, i, off, mask, bias, slopes)
-                m = max(top[i], largest(row, lo, hi, lanes))
+                    cap(x, bound)
+                adjust(x, j0 + lo, b, h, i, off, mask, bias, slopes)
+                m = max(top[i], largest(x, lanes))
                 shift = zero if m == -np.inf else m
                 if m != top[i]:
                     factor = exp(top[i] - shift)
                     total[i] *= factor
                     scale_row(memory(o, b, h, i, dv, scale), factor)
                     top[i] = m
-                total[i] += exponentials(row, lo, hi, shift)
-                clear(row, lo, hi, j1 - j0)
+                total[i] += exponentials(x, shift)
+                clear(row[:lo])
+                clear(row[hi : j1 - j0])
             gemm(0, 0, r1 - r0, dv, j1 - j0, one, s[0], width,
                  memory(v, b, kv, j0, dv, scale), v[3] // size, one, memory(o, b, h, r0, dv, scale), o[3] // size)  # fmt: skip
         j0 = j1
@@ -104,7 +111,29 @@ def block(b, h, kv, i0, i1, keys, sizes, q, k, v, o, kept, mask, bias, slopes, f
 
 
 @parallel_jit
-def forward_all(cut, queries, keys, s, lanes, first, last, sizes, q, k, v, o, kept, mask, bias, slopes, causal, window, cuts, scale, bound):  # type: ignore[no-untyped-def]
+def forward_all(
+    cut,
+    queries,
+    keys,
+    s,
+    lanes,
+    first,
+    last,
+    sizes,
+    q,
+    k,
+    v,
+    o,
+    kept,
+    mask,
+    bias,
+    slopes,
+    causal,
+    window,
+    cuts,
+    scale,
+    bound,
+):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
     ranges(n_keys, causal, window, cuts, first, last)
     blocks = -(-n_queries // queries)
@@ -121,6 +150,7 @@ def forward_all(cut, queries, keys, s, lanes, first, last, sizes, q, k, v, o, ke
 
 
 REAL = (np.float32, np.float64)
+NUMBER, INTEGER = (int, float, np.number), (int, np.integer)
 
 
 def supports(
@@ -138,7 +168,7 @@ def supports(
         return f"q {q.shape}, k {k.shape} and v {v.shape} do not fit each other"
     if max(n, m) >= 2**31:
         return "more than 2^31 tokens"
-    if scale is not None and not isinstance(scale, (int, float)):
+    if scale is not None and not isinstance(scale, NUMBER):
         return "scale is not a Python number"
     if mask is not None and (getattr(mask, "dtype", None) != np.bool_ or type(mask) is not np.ndarray):
         return "the mask is not a boolean NumPy array"
@@ -147,9 +177,9 @@ def supports(
     for name, x in (("mask", mask), ("bias", bias)):
         if x is not None and not broadcasts(x.shape, (b, h, n, m)):
             return f"the {name} {x.shape} does not fit scores {(b, h, n, m)}"
-    if window is not None and not (isinstance(window, int) and window >= 1):
+    if window is not None and not (isinstance(window, INTEGER) and window >= 1):
         return f"window={window} is not an integer from 1 on"
-    if softcap is not None and not (isinstance(softcap, (int, float)) and 0 < softcap < math.inf):
+    if softcap is not None and not (isinstance(softcap, NUMBER) and 0 < softcap < math.inf):
         return f"softcap={softcap} is not a Python number above 0"
     if slopes is not None and (
         type(slopes) is not np.ndarray or slopes.dtype not in REAL or slopes.shape != (h,)
@@ -192,7 +222,7 @@ def forward(
     slopes_at = NOTHING[:4] if fall is None else (address(fall), 0, fall.itemsize, 0)
     cuts = None if cu_seqlens is None else np.ascontiguousarray(cu_seqlens, np.int64)
     rules = (
-        mask_at, bias_at, slopes_at, int(bool(causal)), window or 0,
+        mask_at, bias_at, slopes_at, int(bool(causal)), int(window or 0),
         0 if cuts is None else address(cuts),
         kind(1.0 / math.sqrt(d) if scale is None else scale), kind(softcap or 0.0),
     )  # fmt: skip
@@ -200,20 +230,26 @@ def forward(
     if few(sizes):
         decode(sizes, q, k, v, o, kept, rules)
     else:
-        queries, keys = tiles(n, m)
+        queries, keys = min(TILE[0], n), min(TILE[1], m)
         work = b * h * n * m * (d + dv) // 16
         cut = parts(b * h * -(-n // queries), work, CORES)
         forward_all(
-            cut, queries, keys, np.empty((cut, queries, keys), q.dtype),
-            np.empty((cut, LANES), q.dtype), *np.empty((2, n), np.int64), sizes, place(q), place(k), place(v), place(o), kept, *rules
+            cut,
+            queries,
+            keys,
+            np.empty((cut, queries, keys), q.dtype),
+            np.empty((cut, 4 * LANES), q.dtype),
+            *np.empty((2, n), np.int64),
+            sizes,
+            place(q),
+            place(k),
+            place(v),
+            place(o),
+            kept,
+            *rules,
         )
     # The arrays behind the addresses in `rules` are kept alive beside them.
     return (o, kept[2]), (sizes, q, k, v, o, kept, rules, (mask, bias, fall, cuts), (given, slopes))
-
-
-def tiles(n: int, m: int) -> tuple[int, int]:
-    """Queries and keys of a tile."""
-    return min(128, n), min(128, m)
 
 
 def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:

@@ -24,10 +24,13 @@ from .runtime import CORES, jit, parallel_jit, parts, prange
 from .vector import exp
 
 SUMS = {"reassoc", "contract"}
+# Most queries and keys of a tile.
+TILE = (128, 128)
 
 
-@jit(fastmath=SUMS)
+@jit(fastmath={"contract"})
 def dot(a, b):  # type: ignore[no-untyped-def]
+    """In the order in which BLAS takes dP: where P is 1 for a single key, dP - delta is then exactly 0."""
     total = a.dtype.type(0)
     for c in range(len(a)):
         total += a[c] * b[c]
@@ -46,37 +49,86 @@ def differences(lo, hi, sizes, g, o, glse, delta, like):  # type: ignore[no-unty
 
 
 @jit
-def softmax_row(p, dp, lo, hi, top, part, delta):  # type: ignore[no-untyped-def]
+def softmax_row(p, dp, top, part, delta):  # type: ignore[no-untyped-def]
     """p = exp(scores - top) * part and dp = p (dp - delta), in place."""
-    for j in range(lo, hi):
+    for j in range(len(p)):
         e = exp(p[j] - top) * part
         p[j] = e
         dp[j] = e * (dp[j] - delta)
 
 
 @jit(fastmath=SUMS)
-def distances(ds, lo, hi, here):  # type: ignore[no-untyped-def]
-    """The sum of ds times the distance of key j from `here`."""
-    total = ds.dtype.type(0)
+def add_distances(p, ds, here, falls):  # type: ignore[no-untyped-def]
+    """falls += sums over a row of dS |distance|, dS, and P |distance|; distances of key j from `here`."""
+    first, second, third = 0.0, 0.0, 0.0
     here = np.int32(here)
-    for j in range(lo, hi):
-        total += ds[j] * ds.dtype.type(abs(np.int32(here - np.int32(j))))
-    return total
+    for j in range(len(ds)):
+        far = ds.dtype.type(abs(np.int32(here - np.int32(j))))
+        first += ds[j] * far
+        second += ds[j]
+        third += p[j] * far
+    falls[0] += first
+    falls[1] += second
+    falls[2] += third
 
 
-@jit
-def add_to_bias(dbias, b, h, i, j0, ds, lo, hi):  # type: ignore[no-untyped-def]
-    row = memory(dbias, b, h, i, j0 + hi, ds[0])
+@jit(fastmath=SUMS)
+def add_to_bias(dbias, b, h, i, j0, ds):  # type: ignore[no-untyped-def]
+    n, total = len(ds), ds.dtype.type(0)
     if dbias[4]:
-        for j in range(lo, hi):
-            row[j0 + j] += ds[j]
+        row = memory(dbias, b, h, i, j0 + n, total)[j0:]
+        for j in range(n):
+            row[j] += ds[j]
     else:
-        for j in range(lo, hi):
-            row[0] += ds[j]
+        for j in range(n):
+            total += ds[j]
+        memory(dbias, b, h, i, 1, total)[0] += total
 
 
 @jit
-def key_block(b, h, kv, j0, j1, queries, sizes, q, k, v, g, kept, delta, dq, dk, dv_, dbias, dslopes, mask, bias, slopes, first, last, scale, bound, s, t, fall):  # type: ignore[no-untyped-def]
+def squares(x, bound, fall):  # type: ignore[no-untyped-def]
+    """fall = 1 - tanh^2 of capped scores x."""
+    for j in range(len(x)):
+        fall[j] = x.dtype.type(1) - (x[j] / bound) * (x[j] / bound)
+
+
+@jit
+def multiply(x, by):  # type: ignore[no-untyped-def]
+    for j in range(len(x)):
+        x[j] *= by[j]
+
+
+@jit
+def key_block(
+    b,
+    h,
+    kv,
+    j0,
+    j1,
+    queries,
+    sizes,
+    q,
+    k,
+    v,
+    g,
+    kept,
+    delta,
+    dq,
+    dk,
+    dv_,
+    dbias,
+    falls,
+    mask,
+    bias,
+    slopes,
+    first,
+    last,
+    scale,
+    bound,
+    s,
+    t,
+    fall,
+):  # type: ignore[no-untyped-def]
     """What head h of batch b adds to every gradient through keys j0 .. j1 - 1."""
     _, _, _, n_queries, n_keys, d, dv = sizes
     zero, one, width, size = s.dtype.type(0), s.dtype.type(1), s.shape[1], s.itemsize
@@ -97,23 +149,22 @@ def key_block(b, h, kv, j0, j1, queries, sizes, q, k, v, g, kept, delta, dq, dk,
         gemm(0, 1, rows, columns, d, scale, q_at, q[3] // size, k_at, k[3] // size, zero, s[0], width)
         gemm(0, 1, rows, columns, dv, one, g_at, g[3] // size, v_at, v[3] // size, zero, t[0], width)
         for i in range(i0, i1):
-            p, ds = s[i - i0], t[i - i0]
             lo, hi = max(first[i] - c0, 0), min(last[i], c1) - c0
+            p, ds = s[i - i0, lo:hi], t[i - i0, lo:hi]
             if bound:
-                cap(p, lo, hi, bound)
-                for j in range(lo, hi):
-                    fall[j] = one - (p[j] / bound) * (p[j] / bound)
-            adjust(p, lo, hi, c0, b, h, i, off, mask, bias, slopes)
-            softmax_row(p, ds, lo, hi, kept[0, b, h, i], kept[1, b, h, i], delta[b, h, i])
+                cap(p, bound)
+                squares(p, bound, fall)
+            adjust(p, c0 + lo, b, h, i, off, mask, bias, slopes)
+            softmax_row(p, ds, kept[0, b, h, i], kept[1, b, h, i], delta[b, h, i])
             if dbias[0]:
-                add_to_bias(dbias, b, h, i, c0, ds, lo, hi)
+                add_to_bias(dbias, b, h, i, c0 + lo, ds)
             if slopes[0]:
-                dslopes[h] -= distances(ds, lo, hi, i + off - c0)
+                add_distances(p, ds, i + off - c0 - lo, falls[b, h, i])
             if bound:
-                for j in range(lo, hi):
-                    ds[j] *= fall[j]
-            clear(p, lo, hi, columns)
-            clear(ds, lo, hi, columns)
+                multiply(ds, fall)
+            for x in (s, t):
+                clear(x[i - i0, :lo])
+                clear(x[i - i0, hi:columns])
         gemm(1, 0, columns, dv, rows, one, s[0], width, g_at, g[3] // size, one,
              memory(dv_, b, kv, c0, dv, scale), dv_[3] // size)  # fmt: skip
         gemm(1, 0, columns, d, rows, scale, t[0], width, q_at, q[3] // size, one,
@@ -123,7 +174,41 @@ def key_block(b, h, kv, j0, j1, queries, sizes, q, k, v, g, kept, delta, dq, dk,
 
 
 @parallel_jit
-def backward_all(cut, groups, shared, queries, keys, s, t, fall, first, last, sizes, q, k, v, g, o, glse, kept, delta, dq, group_bytes, dk, dv_, dbias, dslopes, mask, bias, slopes, causal, window, cuts, scale, bound):  # type: ignore[no-untyped-def]
+def backward_all(
+    cut,
+    groups,
+    shared,
+    queries,
+    keys,
+    s,
+    t,
+    fall,
+    first,
+    last,
+    sizes,
+    q,
+    k,
+    v,
+    g,
+    o,
+    glse,
+    kept,
+    delta,
+    dq,
+    group_bytes,
+    dk,
+    dv_,
+    dbias,
+    falls,
+    mask,
+    bias,
+    slopes,
+    causal,
+    window,
+    cuts,
+    scale,
+    bound,
+):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
     ranges(n_keys, causal, window, cuts, first, last)
     rows = batch * heads * n_queries
@@ -143,7 +228,7 @@ def backward_all(cut, groups, shared, queries, keys, s, t, fall, first, last, si
                             j0, j1 = at * keys, min(at * keys + keys, n_keys)
                             for h in range(kv * repeat, kv * repeat + repeat):
                                 key_block(b, h, kv, j0, j1, queries, sizes, q, k, v, g, kept, delta, mine, dk,
-                                          dv_, dbias, dslopes[unit], mask, bias, slopes, first, last, scale,
+                                          dv_, dbias, falls[group], mask, bias, slopes, first, last, scale,
                                           bound, s[p], t[p], fall[p])  # fmt: skip
 
 
@@ -156,11 +241,11 @@ def groups_of(units: int, blocks: int) -> int:
 
 
 def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
-    sizes, q, k, v, o, kept, rules, (_, bias, _, _), (given, slopes) = residuals
+    sizes, q, k, v, o, kept, rules, (_, bias, fall, _), (given, slopes) = residuals
     b, h, kv, n, m, d, dv = sizes
     g = np.zeros_like(o) if g is None else readable(g)
     glse_at = (0, 0, 0, 0) if glse is None else place(glse[..., None])
-    queries, keys = min(128, n), min(128, m)
+    queries, keys = min(TILE[0], n), min(TILE[1], m)
     dbias, dbias_at, shared = None, (0, 0, 0, 0, 0), (False, False)
     if bias is not None:
         dbias = np.zeros(bias.shape, q.dtype)
@@ -174,14 +259,14 @@ def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
         groups = groups_of(units, -(-m // keys))
     dk, dv_ = like_rows(k, d, zero=True), like_rows(v, dv, zero=True)
     dq = like_rows(q, d, zero=True) if groups == 1 else np.zeros((groups, b, h, n, d), q.dtype)
-    dslopes = np.zeros((units * groups, h), q.dtype)
+    falls = np.zeros((0 if fall is None else groups, b, h, n, 3))
     cut = min(cut, units * groups)
     s, t = np.empty((2, cut, queries, keys), q.dtype)
     backward_all(
         cut, groups, shared, queries, keys, s, t, np.empty((cut, keys), q.dtype), *np.empty((2, n), np.int64),
         sizes, place(q), place(k), place(v), place(g), place(o), glse_at, kept, np.empty((b, h, n), q.dtype),
         place(dq if groups == 1 else dq[0]), dq.strides[0] if groups > 1 else 0, place(dk), place(dv_), dbias_at,
-        dslopes, *rules,
+        falls, *rules,
     )  # fmt: skip
     if groups > 1:
         merged = like_rows(q, d)
@@ -189,5 +274,11 @@ def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
         dq = merged
     if given is not None:
         dbias = dbias.reshape(given.shape).astype(given.dtype, copy=False)
-    ds = None if slopes is None else dslopes.sum(axis=0).astype(slopes.dtype)
+    ds = None
+    if slopes is not None:
+        # A row of dS sums to glse but for rounding, which long distances would enlarge: what is too much is
+        # taken off in proportion to P.
+        far, rest, mean = np.moveaxis(falls.sum(axis=0), -1, 0)
+        rest = rest if glse is None else rest - glse
+        ds = -(far - rest * mean).sum(axis=(0, 2)).astype(slopes.dtype)
     return dq, dk, dv_, None, None, None, dbias, None, None, ds, None

@@ -156,80 +156,75 @@ def tanh_of(x):  # type: ignore[no-untyped-def]
     return lambda x: tanh64(x)
 
 
+# Loops below run from 0: with another lower limit Numba allows for negative places, and nothing vectorises.
 @jit
-def cap(row, lo, hi, bound):  # type: ignore[no-untyped-def]
-    for j in range(lo, hi):
-        row[j] = bound * tanh(row[j] / bound)
+def cap(x, bound):  # type: ignore[no-untyped-def]
+    for j in range(len(x)):
+        x[j] = bound * tanh(x[j] / bound)
 
 
 @jit
-def adjust(row, lo, hi, j0, b, h, i, off, mask, bias, slopes):  # type: ignore[no-untyped-def]
-    """Add bias and slope to elements lo .. hi - 1 of a row, the scores of query i with keys from j0 on; -inf
-    where the mask hides."""
-    like = row[0]
+def adjust(x, j0, b, h, i, off, mask, bias, slopes):  # type: ignore[no-untyped-def]
+    """Add bias and slope to x, the scores of query i with keys from j0 on; -inf where the mask hides."""
+    n, zero = len(x), x.dtype.type(0)
     if bias[0]:
-        more = memory(bias, b, h, i, j0 + hi, like)
         if bias[4]:
-            for j in range(lo, hi):
-                row[j] += more[j0 + j]
+            more = memory(bias, b, h, i, j0 + n, zero)[j0:]
+            for j in range(n):
+                x[j] += more[j]
         else:
-            for j in range(lo, hi):
-                row[j] += more[0]
+            one = memory(bias, b, h, i, 1, zero)[0]
+            for j in range(n):
+                x[j] += one
     if slopes[0]:
-        slope = memory(slopes, 0, h, 0, 1, like)[0]
-        here = np.int32(i + off - j0)
-        for j in range(lo, hi):
-            row[j] -= slope * row.dtype.type(abs(np.int32(here - np.int32(j))))
+        slope, here = memory(slopes, 0, h, 0, 1, zero)[0], np.int32(i + off - j0)
+        for j in range(n):
+            x[j] -= slope * x.dtype.type(abs(np.int32(here - np.int32(j))))
     if mask[0]:
-        seen = memory(mask, b, h, i, j0 + hi, np.uint8(0))
-        nothing = row.dtype.type(-np.inf)
+        nothing = x.dtype.type(-np.inf)
         if mask[4]:
-            for j in range(lo, hi):
-                row[j] = row[j] if seen[j0 + j] else nothing
-        elif not seen[0]:
-            for j in range(lo, hi):
-                row[j] = nothing
+            seen = memory(mask, b, h, i, j0 + n, np.uint8(0))[j0:]
+            for j in range(n):
+                x[j] = x[j] if seen[j] else nothing
+        elif not memory(mask, b, h, i, 1, np.uint8(0))[0]:
+            for j in range(n):
+                x[j] = nothing
 
 
 @jit
-def largest(row, lo, hi, lanes):  # type: ignore[no-untyped-def]
-    """The maximum of elements lo .. hi - 1; -inf if there is none. NaN are passed over."""
-    top = row.dtype.type(-np.inf)
-    j = lo
-    if hi - lo >= LANES:
+def largest(x, lanes):  # type: ignore[no-untyped-def]
+    """The maximum of x; -inf if x is empty. NaN are passed over."""
+    top, whole = x.dtype.type(-np.inf), len(x) // LANES
+    if whole:
         for n in range(LANES):
-            lanes[n] = row[lo + n]
-        j += LANES
-        while j + LANES <= hi:
+            lanes[n] = x[n]
+        for turn in range(1, whole):
+            y = x[turn * LANES : (turn + 1) * LANES]
             for n in range(LANES):
-                lanes[n] = row[j + n] if row[j + n] > lanes[n] else lanes[n]
-            j += LANES
+                lanes[n] = y[n] if y[n] > lanes[n] else lanes[n]
         for n in range(LANES):
             top = lanes[n] if lanes[n] > top else top
-    while j < hi:
-        top = row[j] if row[j] > top else top
-        j += 1
+    rest = x[whole * LANES :]
+    for n in range(len(rest)):
+        top = rest[n] if rest[n] > top else top
     return top
 
 
 @jit(fastmath=SUMS)
-def exponentials(row, lo, hi, shift):  # type: ignore[no-untyped-def]
-    """Elements lo .. hi - 1 become exp(x - shift); their sum."""
-    total = row.dtype.type(0)
-    for j in range(lo, hi):
-        p = exp(row[j] - shift)
-        row[j] = p
+def exponentials(x, shift):  # type: ignore[no-untyped-def]
+    """x becomes exp(x - shift); its sum."""
+    total = x.dtype.type(0)
+    for j in range(len(x)):
+        p = exp(x[j] - shift)
+        x[j] = p
         total += p
     return total
 
 
 @jit
-def clear(row, lo, hi, n):  # type: ignore[no-untyped-def]
-    """0 before lo, and from hi up to n."""
-    for j in range(lo):
-        row[j] = 0
-    for j in range(max(lo, hi), n):
-        row[j] = 0
+def clear(x):  # type: ignore[no-untyped-def]
+    for j in range(len(x)):
+        x[j] = 0
 
 
 def address(x: Any) -> int:

@@ -29,175 +29,16 @@ import numpy as np
 from minitf.ops.kernels import Kernel
 from minitf.ops.sparse_attention import REPEATS, checked_blocks
 
-from .blas import MISSING, gemm
+from .blas import MISSING
+from .block_sparse_rows import QUERIES, backward_rows, forward_rows
 from .runtime import CORES, jit, parallel_jit, parts, prange
-from .sparse_tiles import gather, plain, scatter_add, slopes, soften
+from .sparse_tiles import plain
 
-QUERIES, KEYS = 64, 128
-
-
-@jit
-def next_tile(indices, p, end, block, bound, room, keys):  # type: ignore[no-untyped-def]
-    """Write into `keys` those below `bound` of the next listed blocks that fit into `room`.
-
-    Returns where the list goes on, how many keys, and whether they lie side by side.
-    """
-    count, together = 0, True
-    while p < end:
-        lo = indices[p] * block
-        hi = min(lo + block, bound)
-        if lo < hi:
-            if count + hi - lo > room:
-                break
-            if count > 0 and keys[count - 1] + 1 != lo:
-                together = False
-            for j in range(lo, hi):
-                keys[count] = j
-                count += 1
-        p += 1
-    return p, count, together
-
-
-@jit
-def hide(s, keys, count, first, m, ahead, mask):  # type: ignore[no-untyped-def]
-    """-inf where key j > i + ahead, or where mask (Nq or 1, Nk or 1) is false; query i = first + r."""
-    for c in range(count):
-        for r in range(min(m, max(0, keys[c] - ahead - first))):
-            s[c, r] = -np.inf
-    if mask.size > 1 or not mask[0, 0]:
-        for c in range(count):
-            column = keys[c] if mask.shape[1] > 1 else 0
-            for r in range(m):
-                if not mask[first + r if mask.shape[0] > 1 else 0, column]:
-                    s[c, r] = -np.inf
-
-
-@jit
-def layer_of(mask, b, h):  # type: ignore[no-untyped-def]
-    return mask[b if mask.shape[0] > 1 else 0, h if mask.shape[1] > 1 else 0]
-
-
-@jit
-def place_of(row, blocks, heads, indptr):  # type: ignore[no-untyped-def]
-    """Batch, head and query block of a row, and where its list begins and ends."""
-    i, h, b = row % blocks, row // blocks % heads, row // blocks // heads
-    line = layer_of(indptr, b, h)
-    return b, h, i, line[i], line[i + 1]
-
-
-@jit
-def cut_up(scratch, room, step, d, dv):  # type: ignore[no-untyped-def]
-    """Tiles of keys (room, d), of values (room, dv), two of scores (room, step), and four rows of step."""
-    a, b, c = room * d, room * dv, room * step
-    return (
-        scratch[:a].reshape(room, d), scratch[a : a + b].reshape(room, dv),
-        scratch[a + b : a + b + c].reshape(room, step), scratch[a + b + c : a + b + 2 * c].reshape(room, step),
-        scratch[a + b + 2 * c : a + b + 2 * c + 4 * step].reshape(4, step),
-    )  # fmt: skip
-
-
-@jit
-def forward_rows(
-    lo, hi, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, keys, scratch
-):  # type: ignore[no-untyped-def]
-    block_q, block_k, ahead = sizes
-    heads, nq, d = q.shape[1:]
-    nk, dv = v.shape[2:]
-    group, blocks = heads // k.shape[1], indptr.shape[2] - 1
-    one, zero = q.dtype.type(1), q.dtype.type(0)
-    room, step = len(keys), min(block_q, QUERIES, nq)
-    k_tile, v_tile, s, _, (top, base, total, factor) = cut_up(scratch, room, step, d, dv)
-    for row in range(lo, hi):
-        b, h, i, begin, end = place_of(row, blocks, heads, indptr)
-        kb, vb, shown = k[b, h // group], v[b, h // group], layer_of(mask, b, h)
-        stop = min((i + 1) * block_q, nq)
-        for first in range(i * block_q, stop, step):
-            m, p = min(step, stop - first), begin
-            qb, ob = q[b, h, first:], o[b, h, first:]
-            top[:m], total[:m], base[:m], ob[:m] = -np.inf, zero, zero, zero
-            while True:
-                p, count, together = next_tile(
-                    indices, p, end, block_k, min(nk, first + m + ahead), room, keys
-                )
-                if count == 0:
-                    break
-                if together:
-                    kt, vt = kb[keys[0] :], vb[keys[0] :]
-                else:
-                    gather(kb, keys, count, k_tile)
-                    gather(vb, keys, count, v_tile)
-                    kt, vt = k_tile, v_tile
-                gemm(0, 1, count, m, d, scale, kt, d, qb, d, zero, s, step)
-                hide(s, keys, count, first, m, ahead, shown)
-                soften(s, count, m, top, base, total, factor)
-                for r in range(m):
-                    if factor[r] != one:
-                        for x in range(dv):
-                            ob[r, x] *= factor[r]
-                gemm(1, 0, m, dv, count, one, s, step, vt, dv, one, ob, dv)
-            for r in range(m):
-                inverse = zero if total[r] == zero else one / total[r]
-                tops[b, h, first + r], inverses[b, h, first + r] = base[r], inverse
-                for x in range(dv):
-                    ob[r, x] *= inverse
-
-
-@jit
-def backward_rows(
-    lo, hi, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq, dk, dv, keys, scratch
-):  # type: ignore[no-untyped-def]
-    """Rows of one head of k; dk (Nk, d) and dv (Nk, dv) are added to."""
-    block_q, block_k, ahead = sizes
-    heads, nq, d = q.shape[1:]
-    nk, wide = v.shape[2:]
-    group, blocks = heads // k.shape[1], indptr.shape[2] - 1
-    one, zero = q.dtype.type(1), q.dtype.type(0)
-    room, step = len(keys), min(block_q, QUERIES, nq)
-    k_tile, v_tile, s, ds, (delta, _, _, _) = cut_up(scratch, room, step, d, wide)
-    for row in range(lo, hi):
-        b, h, i, begin, end = place_of(row, blocks, heads, indptr)
-        kb, vb, shown = k[b, h // group], v[b, h // group], layer_of(mask, b, h)
-        stop = min((i + 1) * block_q, nq)
-        for first in range(i * block_q, stop, step):
-            m, p = min(step, stop - first), begin
-            qb, ob, gb, dqb = q[b, h, first:], o[b, h, first:], g[b, h, first:], dq[b, h, first:]
-            top, inverse = tops[b, h, first:], inverses[b, h, first:]
-            dqb[:m] = zero
-            for r in range(m):
-                delta[r] = zero
-                for x in range(wide):
-                    delta[r] += gb[r, x] * ob[r, x]
-            while True:
-                p, count, together = next_tile(
-                    indices, p, end, block_k, min(nk, first + m + ahead), room, keys
-                )
-                if count == 0:
-                    break
-                if together:
-                    kt, vt = kb[keys[0] :], vb[keys[0] :]
-                else:
-                    gather(kb, keys, count, k_tile)
-                    gather(vb, keys, count, v_tile)
-                    kt, vt = k_tile, v_tile
-                gemm(0, 1, count, m, d, scale, kt, d, qb, d, zero, s, step)
-                hide(s, keys, count, first, m, ahead, shown)
-                gemm(0, 1, count, m, wide, one, vt, wide, gb, wide, zero, ds, step)
-                slopes(s, ds, count, m, top, inverse, delta)
-                gemm(1, 0, m, d, count, scale, ds, step, kt, d, one, dqb, d)
-                if together:
-                    gemm(0, 0, count, wide, m, one, s, step, gb, wide, one, dv[keys[0] :], wide)
-                    gemm(0, 0, count, d, m, scale, ds, step, qb, d, one, dk[keys[0] :], d)
-                else:
-                    gemm(0, 0, count, wide, m, one, s, step, gb, wide, zero, v_tile, wide)
-                    gemm(0, 0, count, d, m, scale, ds, step, qb, d, zero, k_tile, d)
-                    scatter_add(v_tile, keys, count, dv)
-                    scatter_add(k_tile, keys, count, dk)
+KEYS = 128
 
 
 @parallel_jit
-def forward_all(
-    bounds, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, keys, scratch
-):  # type: ignore[no-untyped-def]
+def forward_all(bounds, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, keys, scratch):  # type: ignore[no-untyped-def]
     if len(keys) == 1:
         forward_rows(
             bounds[0], bounds[1], q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, keys[0],
@@ -211,34 +52,24 @@ def forward_all(
             )  # fmt: skip
 
 
-@jit
-def backward_units(
-    first, last, bounds, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq, dk, dv, keys,
-    scratch,
-):  # type: ignore[no-untyped-def]  # fmt: skip
-    for u in range(first, last):
-        backward_rows(
-            bounds[u], bounds[u + 1], g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq,
-            dk[u], dv[u], keys, scratch,
-        )  # fmt: skip
-
-
 @parallel_jit
-def backward_all(
+def backward_all(  # type: ignore[no-untyped-def]
     bounds, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq, dk, dv, keys, scratch
-):  # type: ignore[no-untyped-def]
+):
     units, cut = len(bounds) - 1, len(keys)
     if cut == 1:
-        backward_units(
-            0, units, bounds, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq, dk, dv,
-            keys[0], scratch[0],
-        )  # fmt: skip
+        for u in range(units):
+            backward_rows(
+                bounds[u], bounds[u + 1], g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses,
+                dq, dk[u], dv[u], keys[0], scratch[0],
+            )  # fmt: skip
     else:
         for p in prange(cut):
-            backward_units(
-                units * p // cut, units * (p + 1) // cut, bounds, g, q, k, v, indptr, indices, sizes, mask,
-                scale, o, tops, inverses, dq, dk, dv, keys[p], scratch[p],
-            )  # fmt: skip
+            for u in range(units * p // cut, units * (p + 1) // cut):
+                backward_rows(
+                    bounds[u], bounds[u + 1], g, q, k, v, indptr, indices, sizes, mask, scale, o, tops,
+                    inverses, dq, dk[u], dv[u], keys[p], scratch[p],
+                )  # fmt: skip
 
 
 @jit
@@ -288,7 +119,11 @@ def supports(
         full = (*q.shape[:3], k.shape[2])[4 - mask.ndim :]
         if any(n not in (1, whole) for n, whole in zip(mask.shape, full, strict=True)):
             return f"the mask {mask.shape} does not fit {full}"
-    if type(block_q) is not int or type(block_k) is not int or not isinstance(scale, (int, float, type(None))):
+    if (
+        type(block_q) is not int
+        or type(block_k) is not int
+        or not isinstance(scale, (int, float, type(None)))
+    ):
         return "block sizes and scale must be Python numbers"
     return MISSING
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from minitf.ops.kernels import Kernel
+from minitf.ops.windows import as_tuple, margins
 
-from .runtime import jit, parallel_jit, parts, prange
+from .runtime import contiguous, jit, parallel_jit, parts, prange
 
 # Channels of a block; outputs of a tile, down and across.
 W, DOWN, ACROSS = 64, 8, 64
@@ -123,12 +124,6 @@ def single_products(width, size, g, x, dw):  # type: ignore[no-untyped-def]
 
 
 @jit
-def scratch(kernel, dtype):  # type: ignore[no-untyped-def]
-    """Room for the inputs of a tile."""
-    return np.zeros((DOWN + kernel[0] - 1) * (ACROSS + 3 + kernel[1] - 1) * W, dtype)
-
-
-@jit
 def tile(block, z, i, j, down, across, x, w, bias, kernel, pads, dilation, y, near, sums):  # type: ignore[no-untyped-def]
     lo = block * W
     width = min(W, y.shape[3] - lo)
@@ -152,8 +147,7 @@ def tile(block, z, i, j, down, across, x, w, bias, kernel, pads, dilation, y, ne
 
 
 @jit
-def some_tiles(first, last, x, w, bias, kernel, pads, dilation, y):  # type: ignore[no-untyped-def]
-    near, sums = scratch(kernel, x.dtype), np.zeros(4 * W, x.dtype)
+def some_tiles(first, last, x, w, bias, kernel, pads, dilation, y, near, sums):  # type: ignore[no-untyped-def]
     for item in range(first, last):
         block, z, i, j, down, across = place(item, len(y), y.shape[1:3], dilation)
         if down > 0 and across > 0:
@@ -161,10 +155,11 @@ def some_tiles(first, last, x, w, bias, kernel, pads, dilation, y):  # type: ign
 
 
 @parallel_jit
-def correlate(cut, items, x, w, bias, kernel, pads, dilation, y):  # type: ignore[no-untyped-def]
+def correlate(cut, items, x, w, bias, kernel, pads, dilation, y, near, sums):  # type: ignore[no-untyped-def]
     """x (B, H, W, C), w (blocks, taps * W), bias (blocks, W) -> y (B, H', W', C)."""
     for p in prange(cut):
-        some_tiles(items * p // cut, items * (p + 1) // cut, x, w, bias, kernel, pads, dilation, y)
+        lo, hi = items * p // cut, items * (p + 1) // cut
+        some_tiles(lo, hi, x, w, bias, kernel, pads, dilation, y, near[p], sums[p])
 
 
 @jit(fastmath={"contract"})
@@ -200,9 +195,7 @@ def tile_products(block, z, i, j, down, across, x, g, kernel, pads, dilation, ne
 
 
 @jit
-def some_products(first, last, x, g, kernel, pads, dilation, dw):  # type: ignore[no-untyped-def]
-    near, four = scratch(kernel, x.dtype), np.zeros(4 * W, x.dtype)
-    sums = np.zeros(len(dw) * W, x.dtype)
+def some_products(first, last, x, g, kernel, pads, dilation, near, four, sums, dw):  # type: ignore[no-untyped-def]
     for item in range(first, last):
         block, z, i, j, down, across = place(item, len(g), g.shape[1:3], dilation)
         if down > 0 and across > 0:
@@ -210,30 +203,31 @@ def some_products(first, last, x, g, kernel, pads, dilation, dw):  # type: ignor
 
 
 @parallel_jit
-def products(cut, items, x, g, kernel, pads, dilation, dw):  # type: ignore[no-untyped-def]
+def products(cut, items, x, g, kernel, pads, dilation, near, four, sums, dw):  # type: ignore[no-untyped-def]
     """dw (cut, taps + 1, C) in double: the gradient of the weight, and in the last row that of the bias."""
     for p in prange(cut):
-        some_products(items * p // cut, items * (p + 1) // cut, x, g, kernel, pads, dilation, dw[p])
+        lo, hi = items * p // cut, items * (p + 1) // cut
+        some_products(lo, hi, x, g, kernel, pads, dilation, near[p], four[p], sums[p], dw[p])
 
 
-def numbers(value: Any, axes: int) -> tuple[int, ...] | None:
-    """One number for each axis, or None."""
-    found = (value,) * axes if type(value) is int else tuple(value) if type(value) in (tuple, list) else ()
-    return found if len(found) == axes and all(type(v) is int for v in found) else None
+def plan(x: Any, weight: Any, stride: Any, padding: Any, dilation: Any) -> tuple[tuple[int, int], ...]:
+    """Kernel, dilation, zeros before, grid of outputs: two numbers each. One axis is a grid of one row.
 
-
-def padded(padding: Any, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...] | None:
-    """Zeros before and after, for each axis, or None."""
-    if padding == "causal":
-        return tuple((r, 0) for r in reach)
-    if padding == "same":
-        return tuple((r // 2, r - r // 2) for r in reach)
-    width = numbers(padding, len(reach))
-    return None if width is None or min(width) < 0 else tuple((p, p) for p in width)
-
-
-def reaches(weight: Any, dilation: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple((k - 1) * d for k, d in zip(weight.shape, dilation, strict=False))
+    Raises:
+        ValueError, TypeError: options that the kernel does not take.
+    """
+    axes = x.ndim - 2
+    steps = as_tuple(dilation, axes)
+    reach = [(k - 1) * d for k, d in zip(weight.shape[:axes], steps, strict=True)]
+    around = margins(padding, reach)
+    if not all(isinstance(v, int) for v in (*steps, *(v for side in around for v in side))):
+        raise ValueError("padding and dilation must be whole numbers")
+    if as_tuple(stride, axes) != (1,) * axes or min(steps) < 1 or min(min(side) for side in around) < 0:
+        raise ValueError(f"stride={stride} must be 1, dilation={dilation} at least 1, padding={padding} 0")
+    before = [first for first, _ in around]
+    out = [n + p + q - r for n, (p, q), r in zip(x.shape[1:-1], around, reach, strict=True)]
+    found = ((1, *weight.shape[:axes]), (1, *steps), (0, *before), (1, *out))
+    return tuple((row[-2], row[-1]) for row in found)
 
 
 def supports(
@@ -244,37 +238,20 @@ def supports(
             return f"{name} is not a NumPy array"
     if x.dtype not in (np.float32, np.float64) or weight.dtype != x.dtype:
         return f"x is {x.dtype} and the weight {weight.dtype}; the kernel takes two of float32 or of float64"
-    axes, channels = x.ndim - 2, x.shape[-1] if x.ndim else 0
-    if axes not in (1, 2):
-        return f"x {x.shape} has not one or two grid axes"
-    if weight.ndim != x.ndim or weight.shape[-2:] != (1, channels) or groups != channels:
+    if x.ndim not in (3, 4) or weight.ndim != x.ndim:
+        return f"x {x.shape} has not one or two grid axes, or the weight {weight.shape} others"
+    channels = x.shape[-1]
+    if weight.shape[-2:] != (1, channels) or groups != channels:
         return f"not depthwise: x {x.shape}, weight {weight.shape}, groups={groups}"
     if bias is not None and (bias.dtype != x.dtype or bias.shape != (channels,)):
         return f"the bias must be {(channels,)} of {x.dtype}"
     if not x.size or not weight.size:
         return "an axis is empty"
-    if numbers(stride, axes) != (1,) * axes:
-        return f"stride={stride}; the kernel takes 1"
-    steps = numbers(dilation, axes)
-    if steps is None or min(steps) < 1:
-        return f"dilation={dilation} is not one whole number, at least 1, for each grid axis"
-    reach = reaches(weight, steps)
-    pads = padded(padding, reach)
-    if pads is None:
-        return f"padding={padding!r} is not a whole number, at least 0, for each grid axis"
-    if any(n + sum(p) <= r for n, p, r in zip(x.shape[1:], pads, reach, strict=False)):
-        return "the kernel reaches farther than the grid"
-    return None
-
-
-def grid(x: Any) -> Any:
-    """(B, N, C) -> (B, 1, N, C); (B, H, W, C) as it is."""
-    return x if x.ndim == 4 else x[:, None]
-
-
-def two(values: tuple[int, ...], first: int) -> tuple[int, int]:
-    """A number for both axes: `first` for the one that a sequence lacks."""
-    return (values[0], values[1]) if len(values) == 2 else (first, values[0])
+    try:
+        out = plan(x, weight, stride, padding, dilation)[3]
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None if min(out) > 0 else "the kernel reaches farther than the grid"
 
 
 def packed(w: Any) -> Any:
@@ -288,45 +265,48 @@ def packed(w: Any) -> Any:
 
 def cuts(shape: tuple[int, ...], taps: int, dilation: tuple[int, int]) -> tuple[int, int]:
     """Into how many parts, and items, outputs of this shape (B, H, W, C) are cut."""
-    tiles = [-(-(-(-n // d)) // s) * d for n, d, s in zip(shape[1:3], dilation, (DOWN, ACROSS), strict=True)]
+    tiles = [
+        ((n - 1) // d // s + 1) * d for n, d, s in zip(shape[1:3], dilation, (DOWN, ACROSS), strict=True)
+    ]
     items = shape[0] * -(-shape[3] // W) * math.prod(tiles)
     return parts(items, math.prod(shape) * (taps + 4)), items
+
+
+def scratch(cut: int, kernel: tuple[int, int], dtype: Any) -> tuple[Any, Any]:
+    """For each part, room for the inputs of a tile and for four outputs."""
+    near = (DOWN + kernel[0] - 1) * (ACROSS + kernel[1] - 1) * W
+    return np.empty((cut, near), dtype), np.empty((cut, 4 * W), dtype)
 
 
 def forward(
     x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> tuple[Any, Any]:
-    axes, channels = x.ndim - 2, x.shape[-1]
-    steps = numbers(dilation, axes)
-    assert steps is not None
-    pads = padded(padding, reaches(weight, steps))
-    assert pads is not None
-    before, after = (two(tuple(p[side] for p in pads), 0) for side in (0, 1))
-    kernel, steps = two(weight.shape[:axes], 1), two(steps, 1)
-    full = grid(np.ascontiguousarray(x))
-    out = [
-        n + p + q - (k - 1) * d
-        for n, p, q, k, d in zip(full.shape[1:3], before, after, kernel, steps, strict=True)
-    ]
+    channels = x.shape[-1]
+    kernel, steps, before, out = plan(x, weight, stride, padding, dilation)
+    full = contiguous(x).reshape(len(x), -1, *x.shape[-2:])
     y = np.empty((len(x), *out, channels), x.dtype)
     taps = weight.reshape(-1, channels)
     rows = packed(np.zeros((1, channels), x.dtype) if bias is None else bias[None])
-    correlate(*cuts(y.shape, len(taps), steps), full, packed(taps), rows, kernel, before, steps, y)
+    cut, items = cuts(y.shape, len(taps), steps)
+    room = scratch(cut, kernel, x.dtype)
+    correlate(cut, items, full, packed(taps), rows, kernel, before, steps, y, *room)
     kept = (full, taps, kernel, before, steps, weight.shape, x.shape, bias is not None)
-    return y if axes == 2 else y[:, 0], kept
+    return y.reshape(*x.shape[:1], *out[4 - x.ndim :], channels), kept
 
 
 def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:
     x, taps, kernel, before, steps, weight_shape, x_shape, biased = residuals
-    g = grid(np.ascontiguousarray(g))
+    g = contiguous(g).reshape(len(x), -1, *g.shape[-2:])
     dx = np.empty_like(x)
     back = tuple((k - 1) * d - p for k, d, p in zip(kernel, steps, before, strict=True))
     none = packed(np.zeros((1, x.shape[3]), x.dtype))
-    correlate(*cuts(x.shape, len(taps), steps), g, packed(taps[::-1]), none, kernel, back, steps, dx)
+    cut, items = cuts(x.shape, len(taps), steps)
+    room = scratch(cut, kernel, x.dtype)
+    correlate(cut, items, g, packed(taps[::-1]), none, kernel, back, steps, dx, *room)
     cut, items = cuts(g.shape, len(taps), steps)
-    sums = np.zeros((cut, len(taps) + 1, x.shape[3]))
-    products(cut, items, x, g, kernel, before, steps, sums)
-    total = sums.sum(axis=0).astype(x.dtype, copy=False)
+    sums, dw = np.zeros((cut, (len(taps) + 1) * W), x.dtype), np.zeros((cut, len(taps) + 1, x.shape[3]))
+    products(cut, items, x, g, kernel, before, steps, *scratch(cut, kernel, x.dtype), sums, dw)
+    total = dw.sum(axis=0).astype(x.dtype, copy=False)
     dbias = total[-1].copy() if biased else None
     return dx.reshape(x_shape), total[:-1].reshape(weight_shape).copy(), dbias, None, None, None, None
 

@@ -6,8 +6,8 @@
     for each row:                               backward
         dz = exp(z - top) / total * g / count,  dz[target] -= g / count
 
-Kept are two numbers a row, top and total: z - top is exact for the largest logits, which z - log-sum-exp is not.
-A target out of range is found on the way, and the definition says so.
+Kept are two numbers a row, top and total: z - top is exact for the largest logits, unlike z - log-sum-exp. A
+target out of range is found on the way, and the definition says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel, Unfit
 
-from .runtime import jit, parallel_jit, parts, prange
+from .runtime import contiguous, jit, parallel_jit, parts, prange
 from .vector import exp
 
 PIECE = 2048
@@ -86,7 +86,7 @@ def backward_rows(lo, hi, scale, z, target, ignore, skip, tops, totals, dz):  # 
 def forward_all(cut, z, target, ignore, skip, tops, totals, losses, wrongs):  # type: ignore[no-untyped-def]
     n = len(z)
     if cut == 1:
-        losses[0], wrongs[0] = forward_rows(0, n, z, target, ignore, skip, tops, totals)
+        losses[0], wrongs[0] = forward_rows(np.int64(0), n, z, target, ignore, skip, tops, totals)
     else:
         for part in prange(cut):
             p = np.int64(part)
@@ -98,7 +98,7 @@ def forward_all(cut, z, target, ignore, skip, tops, totals, losses, wrongs):  # 
 def backward_all(cut, scale, z, target, ignore, skip, tops, totals, dz):  # type: ignore[no-untyped-def]
     n = len(z)
     if cut == 1:
-        backward_rows(0, n, scale, z, target, ignore, skip, tops, totals, dz)
+        backward_rows(np.int64(0), n, scale, z, target, ignore, skip, tops, totals, dz)
     else:
         for part in prange(cut):
             p = np.int64(part)
@@ -119,8 +119,8 @@ def supports(logits: Any, targets: Any, ignore: Any) -> str | None:
 
 
 def forward(logits: Any, targets: Any, ignore: int | None) -> tuple[Any, Any]:
-    z = np.ascontiguousarray(logits).reshape(-1, logits.shape[-1])
-    target = np.ascontiguousarray(targets).reshape(-1).astype(np.int64, copy=False)
+    z = contiguous(logits).reshape(-1, logits.shape[-1])
+    target = contiguous(targets).reshape(-1).astype(np.int64, copy=False)
     skip, gap = ignore is not None, -1 if ignore is None else int(ignore)
     cut = parts(len(z), 4 * z.size)
     tops, totals = np.empty(len(z), z.dtype), np.empty(len(z))

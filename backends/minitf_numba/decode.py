@@ -1,11 +1,11 @@
 """Softmax attention of a few queries over many keys, as in decoding: bounded by reading k and v once.
 
-    for each chunk of keys, on some thread:      for all queries that share the key head
-        S = scale q k^T                          then cap, bias, slopes, mask (attention_tiles.py)
-        m = row maximum,   P = exp(S - m),   z = row sum of P,   o = P v
-    (m, z, o) of two pieces merge to             m' = max(m1, m2),   w_n = exp(m_n - m')
-        (m', w1 z1 + w2 z2, w1 o1 + w2 o2)       associative; here in the order of the chunks
-    o = o / z,   lse = m + log z
+for each chunk of keys, on some thread:      for all queries that share the key head
+    S = scale q k^T                          then cap, bias, slopes, mask (attention_tiles.py)
+    m = row maximum,   P = exp(S - m),   z = row sum of P,   o = P v
+(m, z, o) of two pieces merge to             m' = max(m1, m2),   w_n = exp(m_n - m')
+    (m', w1 z1 + w2 z2, w1 o1 + w2 o2)       associative; here in the order of the chunks
+o = o / z,   lse = m + log z
 """
 
 from __future__ import annotations
@@ -31,31 +31,30 @@ def few(sizes: tuple[int, ...]) -> bool:
 
 
 @jit(fastmath=SUMS)
-def dots(query, keys, step, lo, hi, width, scale, row):  # type: ignore[no-untyped-def]
-    """row[j] = scale * query . key j, keys `step` elements apart."""
-    for j in range(lo, hi):
-        total = row.dtype.type(0)
-        for c in range(width):
-            total += query[c] * keys[j * step + c]
-        row[j] = scale * total
+def dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
+    """x[j] = scale * query . key j, keys `step` elements apart."""
+    for j in range(len(x)):
+        total, key = x.dtype.type(0), keys[j * step :]
+        for c in range(len(query)):
+            total += query[c] * key[c]
+        x[j] = scale * total
 
 
 @jit(fastmath={"contract"})
-def weighted(row, values, step, lo, hi, width, out):  # type: ignore[no-untyped-def]
-    """out += sum over j of row[j] * value j."""
-    j = lo
-    while j + 4 <= hi:
-        a, b, c, d = row[j], row[j + 1], row[j + 2], row[j + 3]
-        at = j * step
-        for x in range(width):
-            out[x] += (a * values[at + x] + b * values[at + step + x]) + (
-                c * values[at + 2 * step + x] + d * values[at + 3 * step + x]
-            )
-        j += 4
-    while j < hi:
-        for x in range(width):
-            out[x] += row[j] * values[j * step + x]
-        j += 1
+def weighted(x, values, step, out):  # type: ignore[no-untyped-def]
+    """out += sum over j of x[j] * value j."""
+    fours = len(x) // 4
+    for turn in range(fours):
+        j = 4 * turn
+        a, b, c, d = x[j], x[j + 1], x[j + 2], x[j + 3]
+        first, second = values[j * step :], values[(j + 1) * step :]
+        third, fourth = values[(j + 2) * step :], values[(j + 3) * step :]
+        for n in range(len(out)):
+            out[n] += (a * first[n] + b * second[n]) + (c * third[n] + d * fourth[n])
+    for j in range(4 * fours, len(x)):
+        first = values[j * step :]
+        for n in range(len(out)):
+            out[n] += x[j] * first[n]
 
 
 @jit
@@ -63,22 +62,24 @@ def piece(b, kv, j0, j1, sizes, q, k, v, mask, bias, slopes, first, last, scale,
     """part (R, dv + 2): o, m and z of the R queries that share key head kv, over keys j0 .. j1 - 1."""
     _, heads, kv_heads, n_queries, n_keys, d, dv = sizes
     repeat, size = heads // kv_heads, s.itemsize
-    keys, values = memory(k, b, kv, j0, (j1 - j0) * (k[3] // size), scale), memory(v, b, kv, j0, (j1 - j0) * (v[3] // size), scale)
     for r in range(repeat * n_queries):
         h, i = kv * repeat + r // n_queries, r % n_queries
-        out, row = part[r], s[r]
-        clear(out, 0, 0, dv + 2)
-        lo, hi = max(first[i], j0) - j0, min(last[i], j1) - j0
+        out = part[r]
+        clear(out)
+        lo, hi = max(first[i], j0), min(last[i], j1)
         out[dv] = -np.inf
         if lo < hi:
-            dots(memory(q, b, h, i, d, scale), keys, k[3] // size, lo, hi, d, scale, row)
+            x, n = s[r, : hi - lo], hi - lo
+            keys = memory(k, b, kv, lo, n * (k[3] // size), scale)
+            values = memory(v, b, kv, lo, n * (v[3] // size), scale)
+            dots(memory(q, b, h, i, d, scale), keys, k[3] // size, scale, x)
             if bound:
-                cap(row, lo, hi, bound)
-            adjust(row, lo, hi, j0, b, h, i, n_keys - n_queries, mask, bias, slopes)
-            m = largest(row, lo, hi, lanes)
+                cap(x, bound)
+            adjust(x, lo, b, h, i, n_keys - n_queries, mask, bias, slopes)
+            m = largest(x, lanes)
             out[dv] = m
-            out[dv + 1] = exponentials(row, lo, hi, m if m != -np.inf else s.dtype.type(0))
-            weighted(row, values, v[3] // size, lo, hi, dv, out)
+            out[dv + 1] = exponentials(x, m if m != -np.inf else s.dtype.type(0))
+            weighted(x, values, v[3] // size, out[:dv])
 
 
 @jit
@@ -93,7 +94,7 @@ def merge(b, kv, sizes, pieces, o, kept, like):  # type: ignore[no-untyped-def]
             top = max(top, pieces[c, r, dv])
         shift = zero if top == -np.inf else top
         out, z = memory(o, b, h, i, dv, like), zero
-        clear(out, 0, 0, dv)
+        clear(out)
         for c in range(len(pieces)):
             w = exp(pieces[c, r, dv] - shift)
             z += w * pieces[c, r, dv + 1]
@@ -108,7 +109,30 @@ def merge(b, kv, sizes, pieces, o, kept, like):  # type: ignore[no-untyped-def]
 
 
 @parallel_jit
-def decode_all(cut, start, chunks, pieces, s, lanes, first, last, sizes, q, k, v, o, kept, mask, bias, slopes, causal, window, cuts, scale, bound):  # type: ignore[no-untyped-def]
+def decode_all(
+    cut,
+    start,
+    chunks,
+    pieces,
+    s,
+    lanes,
+    first,
+    last,
+    sizes,
+    q,
+    k,
+    v,
+    o,
+    kept,
+    mask,
+    bias,
+    slopes,
+    causal,
+    window,
+    cuts,
+    scale,
+    bound,
+):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, dv = sizes
     ranges(n_keys, causal, window, cuts, first, last)
     units = batch * kv_heads * chunks
@@ -130,6 +154,21 @@ def decode(sizes: Any, q: Any, k: Any, v: Any, o: Any, kept: Any, rules: Any) ->
     chunks = -(-m // CHUNK) - start
     cut, rows = parts(b * kv * chunks, b * h * n * m * (d + dv) // 8, CORES), n * (h // kv)
     pieces = np.empty((b * kv, chunks, rows, dv + 2), q.dtype)
-    s, lanes = np.empty((cut, rows, CHUNK), q.dtype), np.empty((cut, LANES), q.dtype)
+    s, lanes = np.empty((cut, rows, CHUNK), q.dtype), np.empty((cut, 4 * LANES), q.dtype)
     ends = np.empty((2, n), np.int64)
-    decode_all(cut, start, chunks, pieces, s, lanes, *ends, sizes, place(q), place(k), place(v), place(o), kept, *rules)
+    decode_all(
+        cut,
+        start,
+        chunks,
+        pieces,
+        s,
+        lanes,
+        *ends,
+        sizes,
+        place(q),
+        place(k),
+        place(v),
+        place(o),
+        kept,
+        *rules,
+    )

@@ -20,7 +20,7 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .runtime import jit, parallel_jit, parts, prange
+from .runtime import contiguous, jit, parallel_jit, parts, prange
 
 DTYPES = tuple(map(np.dtype, ("float32", "float64", "complex64", "complex128")))
 # Columns that one pass over the tokens takes along.
@@ -118,11 +118,11 @@ def supports(a: Any, b: Any, state: Any) -> str | None:
 def forward(a: Any, b: Any, state: Any) -> tuple[Any, Any]:
     batch, tokens, width = b.shape[0], b.shape[1], math.prod(b.shape[2:])
     full = a if a.shape[2:] == b.shape[2:] else np.broadcast_to(a, (*a.shape[:2], *b.shape[2:]))
-    full = np.ascontiguousarray(full).reshape(*a.shape[:2], width)
-    rows = np.ascontiguousarray(b).reshape(batch, tokens, width)
+    full = contiguous(full).reshape(*a.shape[:2], width)
+    rows = contiguous(b).reshape(batch, tokens, width)
     first = np.zeros((0, 0), b.dtype)
     if state is not None:
-        first = np.ascontiguousarray(state).reshape(batch, width)
+        first = contiguous(state).reshape(batch, width)
     h = np.empty_like(rows)
     items = batch * -(-width // COLUMNS)
     forward_all(parts(items, b.size), items, full, rows, first, h)
@@ -136,15 +136,15 @@ def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:
     da, db, dstate = np.empty((batch, each, width), h.dtype), np.empty_like(h), np.empty_like(state)
     total = np.zeros((batch, width), np.result_type(h.dtype, np.float64))
     items = batch * -(-width // COLUMNS)
-    g = np.ascontiguousarray(g).reshape(h.shape)
+    g = contiguous(g).reshape(h.shape)
     backward_all(parts(items, 2 * h.size), items, a, state, h, g, da, db, total, dstate)
     da = da if each else total[:, None]
     da = da.reshape(batch, da.shape[1], *shape[2:])
     if da.shape != a_shape:
         axes = tuple(i for i, size in enumerate(a_shape) if size == 1 and da.shape[i] > 1)
         da = da.sum(axis=axes, keepdims=True, dtype=total.dtype)
-    state_shape = (shape[0], *shape[2:])
-    return da.astype(h.dtype, copy=False), db.reshape(shape), dstate.reshape(state_shape) if len(state) else None
+    dstate = dstate.reshape(shape[0], *shape[2:]) if len(state) else None
+    return da.astype(h.dtype, copy=False), db.reshape(shape), dstate
 
 
 KERNELS = {"diagonal_scan": Kernel(forward, vjp, supports)}

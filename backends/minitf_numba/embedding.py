@@ -16,7 +16,7 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel, Unfit
 
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .runtime import CORES, contiguous, jit, parallel_jit, parts, prange
 
 
 @jit
@@ -46,7 +46,7 @@ def scatter(lo, hi, ids, g, dtable):  # type: ignore[no-untyped-def]
 def forward_all(cut, ids, table, y, wrongs):  # type: ignore[no-untyped-def]
     n = len(ids)
     if cut == 1:
-        wrongs[0] = gather(0, n, ids, table, y)
+        wrongs[0] = gather(np.int64(0), n, ids, table, y)
     else:
         for part in prange(cut):
             p = np.int64(part)
@@ -57,7 +57,7 @@ def forward_all(cut, ids, table, y, wrongs):  # type: ignore[no-untyped-def]
 def backward_all(cut, ids, g, dtable):  # type: ignore[no-untyped-def]
     width = g.shape[1]
     if cut == 1:
-        scatter(0, width, ids, g, dtable)
+        scatter(np.int64(0), width, ids, g, dtable)
     else:
         # Cuts at whole cache lines.
         for part in prange(cut):
@@ -80,8 +80,8 @@ def supports(ids: Any, table: Any) -> str | None:
 
 
 def forward(ids: Any, table: Any) -> tuple[Any, Any]:
-    flat = np.ascontiguousarray(ids).reshape(-1).astype(np.int64, copy=False)
-    rows = np.ascontiguousarray(table)
+    flat = contiguous(ids).reshape(-1).astype(np.int64, copy=False)
+    rows = contiguous(table)
     y = np.empty((len(flat), rows.shape[1]), rows.dtype)
     cut = parts(len(flat), y.size)
     wrongs = np.empty(cut, np.int64)
@@ -93,7 +93,7 @@ def forward(ids: Any, table: Any) -> tuple[Any, Any]:
 
 def vjp(residuals: Any, g: Any) -> tuple[None, Any]:
     ids, shape = residuals
-    rows = np.ascontiguousarray(g).reshape(len(ids), shape[1])
+    rows = contiguous(g).reshape(len(ids), shape[1])
     dtable = np.zeros(shape, g.dtype)
     backward_all(parts(shape[1] // 16, 2 * rows.size, CORES), ids, rows, dtable)
     return None, dtable

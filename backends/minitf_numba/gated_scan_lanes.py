@@ -20,6 +20,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 BYTES = 64
+# Called from compiled code without the typing context that Python code would see.
+operation: Any = intrinsic
 
 
 class Lanes(types.Type):  # type: ignore[misc]
@@ -52,7 +54,7 @@ def repeated(builder, value, shape):  # type: ignore[no-untyped-def]
     return builder.shuffle_vector(first, ir.Constant(shape, ir.Undefined), mask)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def load(typing, x, i):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         kind = signature.args[0]
@@ -63,7 +65,7 @@ def load(typing, x, i):  # type: ignore[no-untyped-def]
     return Lanes(x.dtype)(x, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def store(typing, x, i, v):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         kind = signature.args[0]
@@ -75,7 +77,7 @@ def store(typing, x, i, v):  # type: ignore[no-untyped-def]
     return types.void(x, types.int64, v), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def spread(typing, x, i):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         kind = signature.args[0]
@@ -84,7 +86,7 @@ def spread(typing, x, i):  # type: ignore[no-untyped-def]
     return Lanes(x.dtype)(x, types.int64), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def zeros(typing, x):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         return ir.Constant(vector(signature.args[0].dtype), None)
@@ -92,22 +94,22 @@ def zeros(typing, x):  # type: ignore[no-untyped-def]
     return Lanes(x.dtype)(x), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def mul(typing, a, b):  # type: ignore[no-untyped-def]
     return a(a, b), lambda context, builder, signature, args: builder.fmul(*args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def add(typing, a, b):  # type: ignore[no-untyped-def]
     return a(a, b), lambda context, builder, signature, args: builder.fadd(*args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def negative(typing, a):  # type: ignore[no-untyped-def]
     return a(a), lambda context, builder, signature, args: builder.fneg(*args)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def fma(typing, a, b, c):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         shape = vector(signature.args[0].real)
@@ -118,7 +120,7 @@ def fma(typing, a, b, c):  # type: ignore[no-untyped-def]
     return a(a, b, c), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def total(typing, v):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         (x,) = args
@@ -137,38 +139,3 @@ def total(typing, v):  # type: ignore[no-untyped-def]
         return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
     return v.real(v), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def store_totals(typing, x, i, a, b, c, d):  # type: ignore[no-untyped-def]
-    """x[i], ..., x[i + 3] = total(a), ..., total(d): four at once take half as many steps."""
-
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        kind, word = signature.args[0], ir.IntType(32)
-
-        def chosen(a, b, lanes):  # type: ignore[no-untyped-def]
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(word, len(lanes)), lanes))
-
-        def halved(a):  # type: ignore[no-untyped-def]
-            n = a.type.count // 2
-            return builder.fadd(chosen(a, a, list(range(n))), chosen(a, a, list(range(n, 2 * n))))
-
-        def paired(a, b, width):  # type: ignore[no-untyped-def]
-            # In every four lanes: neighbours of `width` of a and of b side by side, their two halves added.
-            n = a.type.count
-            low = [g + s + j for g in range(0, n, 4) for s in (0, n) for j in range(2)]
-            high = [i + 2 for i in low]
-            if width == 1:
-                low = [g + s + j for g in range(0, n, 4) for j in range(2) for s in (0, n)]
-                high = [i + 2 for i in low]
-            return builder.fadd(chosen(a, b, low), chosen(a, b, high))
-
-        a, b, c, d = (halved(x) for x in args[2:])
-        x = paired(paired(a, b, 1), paired(c, d, 1), 2)
-        while x.type.count > 4:
-            x = halved(x)
-        start = builder.bitcast(place(context, builder, kind, *args[:2]), x.type.as_pointer())
-        builder.store(x, start, align=kind.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(x, types.int64, a, b, c, d), generate

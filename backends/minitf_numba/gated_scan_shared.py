@@ -6,27 +6,30 @@ widths to whole vectors. Zeros fill the rest and change nothing: there k = 0 and
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .gated_scan_lanes import BYTES, add, fma, load, mul, negative, spread, store, store_totals, total, zeros
+from .gated_scan_lanes import BYTES, add, fma, load, mul, negative, spread, store, total, zeros
 from .runtime import CORES, jit, parallel_jit, parts, prange
 from .vector import exp
 
+# For functions that only compiled code calls: wrappers for Python would take longer to compile than they do.
+inner = partial(jit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # Tokens between two fresh starts of the gradient of g.
-SPAN = 64
+SPAN = 128
 
 
-@jit
+@inner()
 def decayed(x, a, i):  # type: ignore[no-untyped-def]
     """Element i of a times x; x where there is no decay."""
     return x if a is None else mul(x, spread(a, i))
 
 
-@jit
+@inner()
 def decays(like, a, t, c, across, along):  # type: ignore[no-untyped-def]
     """The decays of a vector of channels from c on, for token t."""
     if a is None:
@@ -34,34 +37,46 @@ def decays(like, a, t, c, across, along):  # type: ignore[no-untyped-def]
     return load(a, t * across + c) if along else spread(a, t * across)
 
 
-@jit
-def row_totals(rows, lanes, sums, out, at):  # type: ignore[no-untyped-def]
-    """out[at + c] = the sum of vector c of `sums`; rows is a multiple of 4."""
-    for c in range(0, rows, 4):
-        i = c * lanes
-        x0, x1 = load(sums, i), load(sums, i + lanes)
-        x2, x3 = load(sums, i + 2 * lanes), load(sums, i + 3 * lanes)
-        store_totals(out, at + c, x0, x1, x2, x3)
+@inner()
+def transposed(dk, dv, first, width, s, out):  # type: ignore[no-untyped-def]
+    """Columns first .. first + width of a state as rows of dk."""
+    for j in range(width):
+        for c in range(dk):
+            out[j * dk + c] = s[c * dv + first + j]
 
 
-@jit
-def gate_row(dk, t, along, q, k, dq, dk_, x, dg):  # type: ignore[no-untyped-def]
-    """dg of token t from that of the next, x: q dq - k dk more. One decay per head: the sum of the channels."""
+@inner()
+def gate_span(start, end, dk, width, along, q, k, dq, dk_, less, s, d, x, dg):  # type: ignore[no-untyped-def]
+    """dg of a span of tokens from the transposed state after it and its gradient; x: one row of scratch.
+
+    dg_t = dg_{t+1} + q dq - k dk, from dg = sum_j D S on. One decay per head: the sum over the channels.
+    less, of the delta rule: k less comes off dg too, and less off dk.
+    """
     lanes = BYTES // x.itemsize
-    whole = zeros(x)
     for c in range(0, dk, lanes):
-        i = t * dk + c
-        y = fma(load(q, i), load(dq, i), load(x, c))
-        y = fma(load(k, i), negative(load(dk_, i)), y)
+        y = zeros(x)
+        for j in range(width):
+            y = fma(load(s, j * dk + c), load(d, j * dk + c), y)
         store(x, c, y)
-        whole = add(whole, y)
-        if along:
-            store(dg, i, y)
-    if not along:
-        dg[t] = total(whole)
+    for t in range(end - 1, start - 1, -1):
+        whole = zeros(x)
+        for c in range(0, dk, lanes):
+            i = t * dk + c
+            y = fma(load(q, i), load(dq, i), load(x, c))
+            y = fma(load(k, i), negative(load(dk_, i)), y)
+            if less is not None:
+                minus = negative(load(less, (t - start) * dk + c))
+                y = fma(load(k, i), minus, y)
+                store(dk_, i, add(load(dk_, i), minus))
+            store(x, c, y)
+            whole = add(whole, y)
+            if along:
+                store(dg, i, y)
+        if not along:
+            dg[t] = total(whole)
 
 
-@jit
+@inner()
 def edge(dv, lanes, group, groups):  # type: ignore[no-untyped-def]
     """Where a group of columns begins: at a multiple of the lanes."""
     return dv // lanes * group // groups * lanes
@@ -79,7 +94,7 @@ def of_type(a, head):  # type: ignore[no-untyped-def]
     return lambda a, head: a[head]
 
 
-@jit
+@inner()
 def decays_of_head(tokens, width, n, across, g, a):  # type: ignore[no-untyped-def]
     for t in range(n + 1):
         used = width if t < tokens else 0
@@ -129,11 +144,11 @@ class Sizes:
         all_decays(parts(self.heads, 4 * a.size), tokens, width, self.n, across, flat, a)
         return a, along
 
-    def scratch(self, real: Any) -> tuple[Any, Any]:
-        """For each part: gradients of the state after every span; a state, its rows' sums, one row of q."""
+    def scratch(self, real: Any) -> tuple[Any, Any, Any]:
+        """For each part: gradients of the state after every span, a state, one row of q."""
         columns = -(-self.dv * real.itemsize // BYTES // self.groups) * BYTES // real.itemsize
         kept = np.empty((self.cut, -(-self.n // SPAN), self.dk * columns), real)
-        return kept, np.empty((self.cut, self.dk * (self.dv + BYTES // real.itemsize + 1)), real)
+        return kept, np.empty((self.cut, self.dk * columns), real), np.empty((self.cut, self.dk), real)
 
     def keys(self, x: Any) -> Any:
         return panel(x, self.n, self.dk)

@@ -6,18 +6,20 @@ merged in the order of the parts: results are bit-equal on any number of threads
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from numba import njit, prange
 from numba.core import event
 
 from .threads import share
 
-__all__ = ["CORES", "jit", "parallel_jit", "parts", "prange"]
+__all__ = ["CORES", "contiguous", "jit", "parallel_jit", "parts", "prange"]
 
 # Elementary operations below which a kernel stays on one thread: about 20 microseconds of work.
 SERIAL = 1 << 15
@@ -29,6 +31,11 @@ PASSES = {"comprehension": False, "reduction": False, "setitem": False, "numpy":
 def parts(count: int, work: int, most: int = 4 * CORES) -> int:
     """Into how many parts to cut `count` items that cost `work` elementary operations together."""
     return 1 if work < SERIAL or count < 2 else max(1, min(count, most, work // (SERIAL // 2)))
+
+
+def contiguous(a: Any) -> Any:
+    """`a` in C order and writeable, itself where it is: a kernel is compiled anew for every other layout."""
+    return a if a.flags.carray else np.array(a, order="C")
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -70,8 +77,10 @@ def forget_stale() -> None:
     here = Path(__file__).parent
     newest = max(file.stat().st_mtime for file in here.glob("*.py"))
     for index in (here / "__pycache__").glob("*.nbi"):
-        if index.stat().st_mtime < newest:
-            index.unlink(missing_ok=True)
+        # Another process may do the same at this moment.
+        with contextlib.suppress(FileNotFoundError):
+            if index.stat().st_mtime < newest:
+                index.unlink()
 
 
 share()

@@ -26,7 +26,7 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .runtime import jit, parallel_jit, parts, prange
+from .runtime import contiguous, jit, parallel_jit, parts, prange
 from .vector import exp
 
 # Channels of a block, and tokens between two states that are kept.
@@ -34,11 +34,10 @@ W, C = 64, 16
 
 
 @jit(fastmath={"contract"})
-def forward_block(lo, hi, u, dt, a, b, c, state, y, starts):  # type: ignore[no-untyped-def]
+def forward_block(lo, hi, u, dt, a, b, c, state, y, starts, tile, rows):  # type: ignore[no-untyped-def]
     """Channels lo to hi of one batch element: u, dt, y (N, E), a and state (n, E), starts (M + 1, n, E)."""
     width, n = hi - lo, len(a)
-    # Rows for each j: a, x. Rows for a token: dt, dt u, y.
-    tile, rows = np.zeros(n * 2 * W, u.dtype), np.zeros(3 * W, u.dtype)
+    # Rows of `tile` for each j: a, x. Rows of `rows`: dt, dt u, y.
     for j in range(n):
         for e in range(width):
             tile[j * 2 * W + e], tile[j * 2 * W + W + e] = a[j, lo + e], state[j, lo + e]
@@ -111,18 +110,18 @@ def backward_chunk(lo, hi, u, dt, b, c, g, tile, rows, history, du, ddt, db, dc)
 
 
 @jit
-def backward_block(lo, hi, u, dt, a, b, c, starts, g, glast, history, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
+def backward_block(lo, hi, u, dt, a, b, c, starts, g, glast, tile, rows, past, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
     """As `forward_block`; g (N, E), glast and dstate (n, E), da (n, E) in double, db, dc (N, n)."""
     n = len(a)
-    # Rows for each j: a, the gradient of x, da of the chunk. Rows for a token: dt, dt u, g, d(dt u), ddt.
-    tile, rows = np.zeros(n * 3 * W, u.dtype), np.zeros(5 * W, u.dtype)
+    # Rows of `tile` for each j: a, the gradient of x, da of the chunk. Of `rows`: dt, dt u, g, d(dt u), ddt.
     for j in range(n):
         for e in range(hi - lo):
-            tile[j * 3 * W + e], tile[j * 3 * W + W + e] = a[j, lo + e], glast[j, lo + e]
+            at = j * 3 * W + e
+            tile[at], tile[at + W], tile[at + 2 * W] = a[j, lo + e], glast[j, lo + e], 0
             da[j, lo + e] = 0
     for m in range(len(starts) - 2, -1, -1):
         one = slice(m * C, min(len(u), (m + 1) * C))
-        again(lo, hi, u[one], dt[one], b[one], starts[m], tile, rows, history)
+        again(lo, hi, u[one], dt[one], b[one], starts[m], tile, rows, past)
         backward_chunk(
             lo,
             hi,
@@ -133,7 +132,7 @@ def backward_block(lo, hi, u, dt, a, b, c, starts, g, glast, history, du, ddt, d
             g[one],
             tile,
             rows,
-            history,
+            past,
             du[one],
             ddt[one],
             db[one],
@@ -148,35 +147,38 @@ def backward_block(lo, hi, u, dt, a, b, c, starts, g, glast, history, du, ddt, d
             dstate[j, lo + e] = tile[j * 3 * W + W + e]
 
 
-@parallel_jit
-def forward_all(cut, u, dt, a, b, c, state, y, starts):  # type: ignore[no-untyped-def]
+@jit
+def forward_items(first, last, u, dt, a, b, c, state, y, starts, tile, rows):  # type: ignore[no-untyped-def]
     blocks = (u.shape[2] + W - 1) // W
-    items = len(u) * blocks
-    for p in prange(cut):
-        for item in range(items * p // cut, items * (p + 1) // cut):
-            z, lo = item // blocks, item % blocks * W
-            hi = min(u.shape[2], lo + W)
-            forward_block(lo, hi, u[z], dt[z], a, b[z], c[z], state[z], y[z], starts[z])
+    for item in range(first, last):
+        z, lo = item // blocks, item % blocks * W
+        hi = min(u.shape[2], lo + W)
+        forward_block(lo, hi, u[z], dt[z], a, b[z], c[z], state[z], y[z], starts[z], tile, rows)
 
 
 @jit
-def backward_items(first, last, u, dt, a, b, c, starts, g, glast, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
-    blocks, width = len(db), u.shape[2]
-    history = np.zeros((C + 1) * len(a) * 2 * W, u.dtype)
+def backward_items(first, last, u, dt, a, b, c, starts, g, glast, room, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
+    """db, dc: (blocks, B, N, n). room: for `tile`, `rows` and `past`, one after the other."""
+    tile, rows, past = room[: 3 * W * len(a)], room[3 * W * len(a) :], room[3 * W * len(a) + 5 * W :]
     for item in range(first, last):
-        z, k = item // blocks, item % blocks
-        lo, hi = k * W, min(width, (k + 1) * W)
-        one, two = (u[z], dt[z], a, b[z], c[z], starts[z], g[z], glast[z], history), (du[z], ddt[z])
-        backward_block(lo, hi, *one, *two, da[z], db[k, z], dc[k, z], dstate[z])
+        z, k = item // len(db), item % len(db)
+        lo, hi = k * W, min(u.shape[2], (k + 1) * W)
+        one, two = (lo, hi, u[z], dt[z], a, b[z], c[z], starts[z]), (du[z], ddt[z], da[z])
+        backward_block(*one, g[z], glast[z], tile, rows, past, *two, db[k, z], dc[k, z], dstate[z])
 
 
 @parallel_jit
-def backward_all(cut, u, dt, a, b, c, starts, g, glast, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
-    """db, dc: (blocks, B, N, n)."""
-    items = len(u) * len(db)
+def forward_all(cut, items, u, dt, a, b, c, state, y, starts, tile, rows):  # type: ignore[no-untyped-def]
     for p in prange(cut):
         lo, hi = items * p // cut, items * (p + 1) // cut
-        backward_items(lo, hi, u, dt, a, b, c, starts, g, glast, du, ddt, da, db, dc, dstate)
+        forward_items(lo, hi, u, dt, a, b, c, state, y, starts, tile[p], rows[p])
+
+
+@parallel_jit
+def backward_all(cut, items, u, dt, a, b, c, starts, g, glast, room, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
+    for p in prange(cut):
+        lo, hi = items * p // cut, items * (p + 1) // cut
+        backward_items(lo, hi, u, dt, a, b, c, starts, g, glast, room[p], du, ddt, da, db, dc, dstate)
 
 
 def supports(u: Any, dt: Any, a: Any, b: Any, c: Any, state: Any, chunk: Any) -> str | None:
@@ -197,36 +199,40 @@ def supports(u: Any, dt: Any, a: Any, b: Any, c: Any, state: Any, chunk: Any) ->
 
 def forward(u: Any, dt: Any, a: Any, b: Any, c: Any, state: Any, chunk: int) -> tuple[Any, Any]:
     (batch, tokens, width), n = u.shape, a.shape[1]
-    u, dt, b, c = (np.ascontiguousarray(part) for part in (u, dt, b, c))
+    u, dt, b, c = (contiguous(part) for part in (u, dt, b, c))
     # Channels last: (n, E) and (B, n, E)
-    a = np.ascontiguousarray(a.T)
+    a = contiguous(a.T)
     first = np.zeros((batch, n, width), u.dtype)
     if state is not None:
-        first = np.ascontiguousarray(state.swapaxes(1, 2))
+        first = contiguous(state.swapaxes(1, 2))
     y = np.empty_like(u)
     starts = np.empty((batch, -(-tokens // C) + 1, n, width), u.dtype)
-    cut = parts(batch * -(-width // W), 8 * u.size * n)
-    forward_all(cut, u, dt, a, b, c, first, y, starts)
-    last = np.ascontiguousarray(starts[:, -1].swapaxes(1, 2))
+    items = batch * -(-width // W)
+    cut = parts(items, 8 * u.size * n)
+    tile, rows = np.empty((cut, n * 2 * W), u.dtype), np.empty((cut, 3 * W), u.dtype)
+    forward_all(cut, items, u, dt, a, b, c, first, y, starts, tile, rows)
+    last = contiguous(starts[:, -1].swapaxes(1, 2))
     return (y, last), (u, dt, a, b, c, starts, state is not None)
 
 
 def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:
     u, dt, a, b, c, starts, stateful = residuals
-    gy = np.zeros_like(u) if g[0] is None else np.ascontiguousarray(g[0])
+    gy = np.zeros_like(u) if g[0] is None else contiguous(g[0])
     batch, width = u.shape[0], u.shape[2]
     glast = np.zeros((batch, *a.shape), u.dtype)
     if g[1] is not None:
-        glast = np.ascontiguousarray(g[1].swapaxes(1, 2))
+        glast = contiguous(g[1].swapaxes(1, 2))
     blocks = -(-width // W)
     du, ddt, dstate = np.empty_like(u), np.empty_like(u), np.empty_like(glast)
     da = np.empty((batch, *a.shape))
     db, dc = np.empty((blocks, *b.shape), u.dtype), np.empty((blocks, *b.shape), u.dtype)
     cut = parts(batch * blocks, 16 * u.size * len(a))
-    backward_all(cut, u, dt, a, b, c, starts, gy, glast, du, ddt, da, db, dc, dstate)
+    n = len(a)
+    room = np.empty((cut, (3 * n + 5 + 2 * (C + 1) * n) * W), u.dtype)
+    backward_all(cut, batch * blocks, u, dt, a, b, c, starts, gy, glast, room, du, ddt, da, db, dc, dstate)
     db, dc = (part[0] if blocks == 1 else part.sum(axis=0) for part in (db, dc))
     da = np.ascontiguousarray(da.sum(axis=0).T).astype(u.dtype, copy=False)
-    first = np.ascontiguousarray(dstate.swapaxes(1, 2)) if stateful else None
+    first = contiguous(dstate.swapaxes(1, 2)) if stateful else None
     return du, ddt, da, db, dc, first, None
 
 

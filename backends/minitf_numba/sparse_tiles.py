@@ -31,6 +31,19 @@ def scatter_add(rows, keys, count, table):  # type: ignore[no-untyped-def]
 
 
 @jit(fastmath={"contract"})
+def exponentials(s, count, m, base):  # type: ignore[no-untyped-def]
+    """S -> exp(S - base) in the first `count` rows; what is beyond column m is anything."""
+    for c in range(count):
+        row = s[c]
+        for r in range(m):
+            row[r] -= base[r]
+    # All rows as one: vector code leaves no remainder in each of them.
+    flat = s.reshape(s.size)
+    for x in range(count * s.shape[1]):
+        flat[x] = exp(flat[x])
+
+
+@jit
 def soften(s, count, m, top, base, total, factor):  # type: ignore[no-untyped-def]
     """S -> exp(S - base), base = the largest so far; total and factor = exp(before - base) for each query."""
     zero = s.dtype.type(0)
@@ -44,15 +57,13 @@ def soften(s, count, m, top, base, total, factor):  # type: ignore[no-untyped-de
         base[r] = top[r] if top[r] > -np.inf else zero
         factor[r] = exp(factor[r] - base[r])
         total[r] *= factor[r]
-    # Sums of one tile first: fewer roundings than one long sum.
-    for r in range(m):
+        # Sums of one tile first: fewer roundings than one long sum.
         top[r] = zero
+    exponentials(s, count, m, base)
     for c in range(count):
         row = s[c]
         for r in range(m):
-            e = exp(row[r] - base[r])
-            row[r] = e
-            top[r] += e
+            top[r] += row[r]
     for r in range(m):
         total[r] += top[r]
         top[r] = base[r]
@@ -61,10 +72,11 @@ def soften(s, count, m, top, base, total, factor):  # type: ignore[no-untyped-de
 @jit(fastmath={"contract"})
 def slopes(s, ds, count, m, base, inverse, delta):  # type: ignore[no-untyped-def]
     """S -> P = exp(S - base) inverse, and dP -> P (dP - delta)."""
+    exponentials(s, count, m, base)
     for c in range(count):
         row, slope = s[c], ds[c]
         for r in range(m):
-            p = exp(row[r] - base[r]) * inverse[r]
+            p = row[r] * inverse[r]
             row[r] = p
             slope[r] = p * (slope[r] - delta[r])
 

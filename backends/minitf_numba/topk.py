@@ -95,9 +95,13 @@ def absorb(row, best, more, spare):  # type: ignore[no-untyped-def]
 @jit
 def select(row, k, best, more, spare):  # type: ignore[no-untyped-def]
     n = len(row)
-    for j in range(k):
-        best[j] = j
-    sort(row, best, spare)
+    if k <= SHORT:
+        for j in range(k):
+            insert(row, best, j, j + 1)
+    else:
+        for j in range(k):
+            best[j] = j
+        sort(row, best, spare)
     count = 0
     for block in range(k, n, BLOCK):
         if block + BLOCK <= n and passed(row, block, row[best[k - 1]]):
@@ -119,7 +123,7 @@ def select(row, k, best, more, spare):  # type: ignore[no-untyped-def]
 
 @jit
 def select_rows(lo, hi, x, k, values, index):  # type: ignore[no-untyped-def]
-    more, spare = np.empty(k, np.intp), np.empty(k, np.intp)
+    more, spare = np.zeros(k, np.intp), np.zeros(k, np.intp)
     for i in range(lo, hi):
         select(x[i], k, index[i], more, spare)
         for s in range(k):

@@ -10,7 +10,7 @@ above the largest exponent the result is inf.
     erf(x):  x P(x^2) / Q(x^2)                           float32: P and Q of degree 5, fitted on |x| < 3.93
              that below 0.46875, else 1 - exp(-x^2) P(x) / Q(x)             float64: Cody (`ops.erf`)
 
-Error in float32: 2e-7, six units in the last place at worst, one on average.
+Error in float32: 3e-7, six units in the last place at worst, one on average.
 
     sigmoid(x) = 1 / (1 + exp(-x))
 """

@@ -80,13 +80,13 @@ def collected(ds, count, places, dbias):  # type: ignore[no-untyped-def]
 
 @jit
 def cut_up(scratch, n, d, dv):  # type: ignore[no-untyped-def]
-    """Four tiles (n, d), three (n, dv), two of scores (n, n), and five rows of n."""
+    """Four tiles (n, d), three (n, dv), two of scores (n, n), and four rows of n."""
     a, b = 4 * n * d, 3 * n * dv
     return (
         scratch[:a].reshape(4, n, d),
         scratch[a : a + b].reshape(3, n, dv),
         scratch[a + b : a + b + 2 * n * n].reshape(2, n, n),
-        scratch[a + b + 2 * n * n : a + b + 2 * n * n + 5 * n].reshape(5, n),
+        scratch[a + b + 2 * n * n : a + b + 2 * n * n + 4 * n].reshape(4, n),
     )
 
 
@@ -95,10 +95,13 @@ def forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, s
     """The windows of unit u: a part of those of one head."""
     batch, heads, pieces, windows, across = counts
     h, piece = u // pieces, u % pieces
-    cells, places = spots
+    # Not unpacked: the compiler would forget that they are contiguous.
+    cells, places = spots[0], spots[1]
     n, d, dv = len(cells), q.shape[3], v.shape[3]
     one, zero = q.dtype.type(1), q.dtype.type(0)
-    (qt, kt, _, _), (vt, ot, _), (s, _), (top, base, total, factor, _) = cut_up(scratch, n, d, dv)
+    keyed, valued, scores, rows = cut_up(scratch, n, d, dv)
+    qt, kt, vt, ot, s = keyed[0], keyed[1], valued[0], valued[1], scores[0]
+    top, base, total, factor = rows[0], rows[1], rows[2], rows[3]
     for t in range(batch * windows * piece // pieces, batch * windows * (piece + 1) // pieces):
         b = t // windows
         m = cells_of(t % windows, across, sizes, cells, places)
@@ -119,16 +122,19 @@ def forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, s
 
 
 @jit
-def backward_windows(
+def backward_windows(  # type: ignore[no-untyped-def]
     u, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias, spots, scratch
-):  # type: ignore[no-untyped-def]
+):
     """The windows of unit u. dbias (n, n), keys x queries, is added to."""
     batch, heads, pieces, windows, across = counts
     h, piece = u // pieces, u % pieces
-    cells, places = spots
+    cells, places = spots[0], spots[1]
     n, d, wide = len(cells), q.shape[3], v.shape[3]
     one, zero = q.dtype.type(1), q.dtype.type(0)
-    (qt, kt, dqt, dkt), (vt, gt, dvt), (s, ds), (top, inverse, delta, _, _) = cut_up(scratch, n, d, wide)
+    keyed, valued, scores, rows = cut_up(scratch, n, d, wide)
+    qt, kt, dqt, dkt = keyed[0], keyed[1], keyed[2], keyed[3]
+    vt, gt, dvt, s, ds = valued[0], valued[1], valued[2], scores[0], scores[1]
+    top, inverse, delta = rows[0], rows[1], rows[2]
     for t in range(batch * windows * piece // pieces, batch * windows * (piece + 1) // pieces):
         b = t // windows
         m = cells_of(t % windows, across, sizes, cells, places)
@@ -155,25 +161,19 @@ def backward_windows(
 
 
 @parallel_jit
-def forward_all(
-    serial, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots, scratch
-):  # type: ignore[no-untyped-def]
+def forward_all(serial, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots, scratch):  # type: ignore[no-untyped-def]
     if serial:
         for u in range(len(spots)):
-            forward_windows(
-                u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots[u], scratch[u]
-            )
+            forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots[u], scratch[u])
     else:
         for u in prange(len(spots)):
-            forward_windows(
-                u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots[u], scratch[u]
-            )
+            forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots[u], scratch[u])
 
 
 @parallel_jit
-def backward_all(
+def backward_all(  # type: ignore[no-untyped-def]
     serial, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias, spots, scratch
-):  # type: ignore[no-untyped-def]
+):
     if serial:
         for u in range(len(spots)):
             backward_windows(
@@ -205,7 +205,7 @@ def supports(q: Any, k: Any, v: Any, window: Any, bias: Any, shift: Any, scale: 
 
 def memory(units: int, n: int, d: int, dv: int, dtype: Any) -> tuple[Any, Any]:
     """For every unit the cells and places of a window, and the numbers that `cut_up` cuts up."""
-    return np.empty((units, 2, n), np.int64), np.empty((units, n * (4 * d + 3 * dv + 2 * n + 5)), dtype)
+    return np.empty((units, 2, n), np.int64), np.empty((units, n * (4 * d + 3 * dv + 2 * n + 4)), dtype)
 
 
 def forward(

@@ -11,9 +11,6 @@
 
 Every token reaches every other in two layers, through the global blocks.
 
-Gather form: blocks 1 .. nb-2 take the keys of their 5 + r blocks, in which a block that is listed twice
-counts once; the two global blocks take all keys.
-
 Cost: 8 N D^2 for the maps, 4 N b (5 + r) D for the blocks and 8 N b D for the global rows: linear in N.
 Source: Big Bird: Transformers for Longer Sequences, Zaheer et al., arXiv:2007.14062, 2020, section 2 and
 appendix D; the internal form (ITC), whose global tokens are those of the sequence.
@@ -71,10 +68,11 @@ def draw(seed: int, heads: int, blocks: int, count: int) -> Array:
 def block_mask(r: Array) -> Array:
     """(H, nb, nb), True where block J is in L_I, as the equations say it. r: (H, nb, r)."""
     heads, blocks, _ = r.shape
-    mask = np.zeros((heads, blocks, blocks), dtype=bool)
-    for h, i in np.ndindex(heads, blocks):
-        seen = {0, blocks - 1, i - 1, i, i + 1, *r[h, i]}
-        mask[h, i] = [j in seen or i in (0, blocks - 1) for j in range(blocks)]
+    j = np.arange(blocks)
+    ends = (j == 0) | (j == blocks - 1)
+    mask = np.tile(ends | ends[:, None] | (np.abs(j - j[:, None]) <= 1), (heads, 1, 1))
+    h, i, n = np.nonzero(r >= 0)
+    mask[h, i, r[h, i, n]] = True
     return mask
 
 
@@ -83,38 +81,13 @@ def token_mask(r: Array, block: int, n: int) -> Array:
     return block_mask(r).repeat(block, axis=1).repeat(block, axis=2)[:, :n, :n]
 
 
-def gathered(q: Tensor, k: Tensor, v: Tensor, r: Array, block: int, keys: Array | None = None) -> Tensor:
+def gathered(q: Tensor, k: Tensor, v: Tensor, r: Array, block: int, mask: Any = None) -> Tensor:
     """o (B, H, N, d), touching the listed blocks only.
 
-    r: random blocks (H, nb, r), nb = ceil(N / block). keys: boolean, broadcastable to (B, H, 1, N), or None.
+    r: random blocks (H, nb, r), nb = ceil(N / block). mask: boolean, broadcastable to (B, H, N, N), or None.
     """
-    batch, heads, n, d = q.shape
-    blocks = r.shape[1]
-    if blocks < 3:
-        return ops.softmax_attention(q, k, v, mask=keys)
-    fill = blocks * block - n
-    visible = np.broadcast_to(True if keys is None else keys, (batch, heads, 1, n))
-    visible = np.pad(visible, ((0, 0), (0, 0), (0, 0), (0, fill)))
-    q, k, v = (ops.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0))) for x in (q, k, v))
-    # The queries of the first and the last block, against all keys: (B, H, 2 b, d)
-    ends = ops.concat([q[:, :, :block], q[:, :, -block:]], axis=2)
-    ends = ops.softmax_attention(ends, k, v, mask=visible)
-    # L_I of the others as a list, and which entries count: (H, nb - 2, 5 + r). Near the ends, a neighbour is
-    # a global block too.
-    row = np.broadcast_to(np.arange(1, blocks - 1), (heads, blocks - 2))
-    near = [row * 0, row * 0 + blocks - 1, row - 1, row, row + 1]
-    listed = np.concatenate([np.stack(near, axis=-1), r[:, 1:-1]], axis=-1)
-    counts = listed >= 0
-    counts[:, 0, 2] = counts[:, -1, 4] = False
-    # Their keys and values: (B, H, nb - 2, (5 + r) b, d), heads and rows as one axis for the attention.
-    head = np.arange(heads)[:, None, None]
-    shape = (batch, heads * (blocks - 2), -1, d)
-    k, v = (x.reshape((batch, heads, blocks, block, d))[:, head, listed].reshape(shape) for x in (k, v))
-    seen = visible.reshape(batch, heads, blocks, block)[:, head, listed] & counts[..., None]
-    seen = seen.reshape(batch, heads * (blocks - 2), 1, -1)
-    o = ops.softmax_attention(q[:, :, block:-block].reshape((*shape[:2], block, d)), k, v, mask=seen)
-    o = o.reshape((batch, heads, -1, d))
-    return ops.concat([ends[:, :, :block], o, ends[:, :, block:]], axis=2)[:, :, :n]
+    indptr, indices = ops.csr_of(block_mask(r)[None])
+    return ops.block_sparse_attention(q, k, v, indptr, indices, block, block, mask=mask)
 
 
 class BigBird(Module):
@@ -157,15 +130,9 @@ class BigBird(Module):
         return draw(self.drawing.item(), self.heads, -(-n // self.block), self.random)
 
     def forward(self, x: Tensor, *, mask: Any = None, rng: np.random.Generator | None = None) -> Tensor:
-        """Mix x (B, N, D). mask: boolean, broadcastable to (B, H, N, N); unless it only hides keys, as
-        (B, H, 1, N), all N^2 scores form."""
+        """Mix x (B, N, D). mask: boolean, broadcastable to (B, H, N, N)."""
         q, k, v = self._heads(x)
-        r = self.blocks(x.shape[1])
-        if mask is None or (np.ndim(mask) > 1 and np.shape(mask)[-2] == 1):
-            o = gathered(q, k, v, r, self.block, mask)
-        else:
-            allow = token_mask(r, self.block, x.shape[1])
-            o = ops.softmax_attention(q, k, v, mask=np.logical_and(mask, allow))
+        o = gathered(q, k, v, self.blocks(x.shape[1]), self.block, mask)
         return self.wo(ops.merge_heads(o))
 
     def weights(self, x: Tensor, *, mask: Any = None) -> Tensor:
@@ -197,8 +164,8 @@ def full(layer: BigBird, case: Case) -> Tensor:
     return other(case.tokens())
 
 
-@identity("gathering the listed blocks equals attention under the mask, for blocks of all sizes")
-def gather_is_mask(case: Case) -> tuple[Tensor, Tensor]:
+@identity("touching the listed blocks only equals attention under the mask, for blocks of all sizes")
+def blocks_are_mask(case: Case) -> tuple[Tensor, Tensor]:
     heads, left, right = heads_of(case), [], []
     for block in (1, 2, 3):
         for count in (0, 1, 3):

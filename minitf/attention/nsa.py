@@ -102,14 +102,13 @@ def select(a: Tensor, t: Array, sizes: Sizes) -> Array:
     return ops.topk(scores, min(sizes.picks, a.shape[-1]))[1].data
 
 
-def selected(q: Tensor, k: Tensor, v: Tensor, chosen: Array, t: Array, block: int) -> Tensor:
-    """o_slc (B, H, Nq, d), gathering the tokens of the blocks J_t."""
-    b, h, n, d = k.shape
-    token = (chosen[..., None] * block + np.arange(block)).reshape(*chosen.shape[:3], -1)
-    # One index for all heads of all examples: (B, Hkv, Nq, n l')
-    row = np.arange(b * h).reshape(b, h, 1, 1) * n + np.minimum(token, n - 1)
-    k, v = (x.reshape((b * h * n, d))[row] for x in (k, v))
-    return per_query(q, k, v, token <= t[:, None])
+def selected(q: Tensor, k: Tensor, v: Tensor, chosen: Array, block: int) -> Tensor:
+    """o_slc (B, H, Nq, d), touching the blocks J_t only; the queries are those of the last keys."""
+    b, h, n, picks = chosen.shape
+    # Where the list of every query begins, and where the last one ends: (B, Hkv, Nq + 1), then for all heads
+    begins = np.arange(b * h).reshape(b, h, 1) * (n * picks) + np.arange(n + 1) * picks
+    begins = begins.repeat(q.shape[1] // h, axis=1)
+    return ops.block_sparse_attention(q, k, v, begins, chosen.reshape(-1), 1, block, causal=True)
 
 
 def windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -127,7 +126,7 @@ def branches(q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, sizes: Siz
     t = np.arange(k.shape[2] - q.shape[2], k.shape[2])
     o_cmp, p = compressed(q, kc, vc, t, sizes)
     a = importance(p.detach(), -(-k.shape[2] // sizes.block), k.shape[1], sizes)
-    o_slc = selected(q, k, v, select(a, t, sizes), t, sizes.block)
+    o_slc = selected(q, k, v, select(a, t, sizes), sizes.block)
     return o_cmp, o_slc, windowed(q, k, v, sizes.window)
 
 

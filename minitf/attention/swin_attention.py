@@ -1,24 +1,27 @@
 """Swin window attention: inside windows, and in every other block inside windows shifted by half.
 
-    X'     = roll(fill(X), (-s, -s))                   s = 0: W-MSA;  s > 0: SW-MSA
-    T      = windows of X', w x w cells each
-    A      = softmax(Q K^T / sqrt(d) + bias)           over the keys of the window that were neighbours in X
-    Y      = roll(windows back(A V W_o), (s, s))
+    W(r, c) = (floor((r - s) / w), floor((c - s) / w))       the window of a cell; s = 0: W-MSA, s > 0: SW-MSA
+    o_i     = sum_j P_ij v_j,    P_ij = softmax over the cells j of the window of i of
+                                        q_i . k_j / sqrt(d) + bias_{p(i) p(j)}
+    y       = merge(o) W_o
 
-    X, Y  (B, R, C, D)     T  (B, M, w^2, D)     Q, K, V  (B M, H, w^2, d)     bias  (H, w^2, w^2)
+    x, y  (B, R, C, D)        q, k, v, o  (B, H, R, C, d)        bias  (H, w^2, w^2)
 
-fill adds rows below and columns on the right until w divides both sides; they are cut off at the end.
-bias_ij is a learned number for each head and each offset between i and j. The roll moves the first s rows
-and columns behind the last ones; inside a window, cells that met only through the roll do not see each other.
-On a grid no larger than a window, w is the shorter side and s = 0.
+bias is a learned number for each head and each offset between two places p of a window. The grid is cut
+before rows and columns s, s + w, s + 2w, ...; windows at its borders may be smaller. On a grid no larger than
+a window, w is the shorter side and s = 0.
+
+The paper computes shifted windows by a cyclic shift, so that they are as many as regular ones: the grid is
+filled to multiples of w and rolled by -s, and inside a window, cells that met only through the roll do not
+see each other. An identity below does it that way.
 
 Cost: 8 N D^2 + 4 N w^2 D operations, linear in N = R C.
 Source: Swin Transformer, Liu et al., arXiv:2103.14030, 2021, section 3.2, equation 4.
 Differs from the paper: what must not be seen is hidden by -inf; the published code adds -100, which leaks
-where scores differ by more. Cells that only fill a window are hidden too; there they can be seen. The grid
-is filled before it is rolled, as in the authors' code for detection: so shifted windows are those between
-the cuts 0, s, s + w, ... on every grid. timm fills after rolling, with labels made for the filled grid: where
-w does not divide a side, cells of opposite borders can then see each other.
+where scores differ by more. Cells that only fill a window are hidden too; there they can be seen. The cuts
+are the same on every grid, as in the authors' code for detection, which fills before it rolls. timm fills
+after rolling, with labels made for the filled grid: where w does not divide a side, cells of opposite borders
+can then see each other.
 Numerics: those of softmax attention.
 """
 
@@ -63,27 +66,6 @@ CARD = Card(
 )
 
 
-def regions(side: int, window: int, shift: int) -> Array:
-    """0, 1 or 2 for each row of a rolled grid. Rows of one window with different numbers did not touch."""
-    return (
-        np.searchsorted([side - window, side - shift], np.arange(side), side="right")
-        if shift
-        else np.zeros(side, int)
-    )
-
-
-def visible(rows: int, columns: int, window: int, shift: int) -> Array:
-    """Which keys each query of a window sees: (M, w^2, w^2), for a grid of real cells (rows, columns)."""
-    padded = tuple(side + -side % window for side in (rows, columns))
-    r, c = (regions(side, window, shift) for side in padded)
-    label = Tensor((3 * r[:, None] + c)[None, ..., None])
-    real = np.zeros((1, *padded, 1), dtype=bool)
-    real[:, :rows, :columns] = True
-    label = partition(label, window, window).data[0, :, :, 0]
-    exists = partition(Tensor(np.roll(real, (-shift, -shift), (1, 2))), window, window).data[0, :, :, 0]
-    return (label[:, :, None] == label[:, None, :]) & exists[:, None, :]
-
-
 class SwinAttention(Module):
     """x (B, R, C, D) -> (B, R, C, D).
 
@@ -124,18 +106,14 @@ class SwinAttention(Module):
             raise ShapeError(f"swin_attention: x must be (B, rows, columns, D), not {x.shape}")
         b, rows, columns, d = x.shape
         w, s = self.sizes(rows, columns)
-        # fill(X): (B, R', C', D)
-        x = ops.pad(x, ((0, 0), (0, -rows % w), (0, -columns % w), (0, 0)))
-        grid = (x.shape[1], x.shape[2])
-        # T: (B M, w^2, D)
-        t = partition(ops.roll(x, (-s, -s), (1, 2)), w, w).reshape((-1, w * w, d))
-        q, k, v = (ops.split_heads(linear(t), self.heads) for linear in (self.wq, self.wk, self.wv))
-        # (M, w^2, w^2) for each image: (B M, 1, w^2, w^2)
-        mask = np.tile(visible(rows, columns, w, s), (b, 1, 1))[:, None]
-        # A V W_o: (B M, w^2, D)
-        y = self.wo(ops.merge_heads(ops.softmax_attention(q, k, v, mask=mask, bias=self.bias(w, w))))
-        y = ops.roll(unpartition(y.reshape((b, -1, w * w, d)), grid, w, w), (s, s), (1, 2))
-        return y[:, :rows, :columns]
+        # (B, H, R, C, d)
+        shape = (b, self.heads, rows, columns, d // self.heads)
+        t = x.reshape((b, rows * columns, d))
+        q, k, v = (
+            ops.split_heads(linear(t), self.heads).reshape(shape) for linear in (self.wq, self.wk, self.wv)
+        )
+        o = ops.window_attention(q, k, v, w, bias=self.bias(w, w), shift=s)
+        return self.wo(ops.merge_heads(o.reshape((*shape[:2], rows * columns, -1)))).reshape(x.shape)
 
     def sizes(self, rows: int, columns: int) -> tuple[int, int]:
         """w and s on this grid."""
@@ -147,6 +125,42 @@ def build(case: Case, window: int = 2, shift: int = 0) -> SwinAttention:
     layer = SwinAttention(case.dim, heads=case.h, window=window, shift=shift, seed=case.seed, dtype="float64")
     layer.bias.table.data = case.rng().standard_normal(layer.bias.table.shape)
     return layer
+
+
+def regions(side: int, window: int, shift: int) -> Array:
+    """0, 1 or 2 for each row of a rolled grid. Rows of one window with different numbers did not touch."""
+    return (
+        np.searchsorted([side - window, side - shift], np.arange(side), side="right")
+        if shift
+        else np.zeros(side, int)
+    )
+
+
+def visible(rows: int, columns: int, window: int, shift: int) -> Array:
+    """Which keys each query of a window sees: (M, w^2, w^2), for a grid of real cells (rows, columns)."""
+    padded = tuple(side + -side % window for side in (rows, columns))
+    r, c = (regions(side, window, shift) for side in padded)
+    label = Tensor((3 * r[:, None] + c)[None, ..., None])
+    real = np.zeros((1, *padded, 1), dtype=bool)
+    real[:, :rows, :columns] = True
+    label = partition(label, window, window).data[0, :, :, 0]
+    exists = partition(Tensor(np.roll(real, (-shift, -shift), (1, 2))), window, window).data[0, :, :, 0]
+    return (label[:, :, None] == label[:, None, :]) & exists[:, None, :]
+
+
+def rolled(layer: SwinAttention, x: Tensor) -> Tensor:
+    """The paper's form: fill, roll by -s, attend inside regular windows under a mask, roll back, cut off."""
+    b, rows, columns, d = x.shape
+    w, s = layer.sizes(rows, columns)
+    x = ops.pad(x, ((0, 0), (0, -rows % w), (0, -columns % w), (0, 0)))
+    # (B M, w^2, D)
+    t = partition(ops.roll(x, (-s, -s), (1, 2)), w, w).reshape((-1, w * w, d))
+    q, k, v = (ops.split_heads(linear(t), layer.heads) for linear in (layer.wq, layer.wk, layer.wv))
+    # (M, w^2, w^2) for each image: (B M, 1, w^2, w^2)
+    mask = np.tile(visible(rows, columns, w, s), (b, 1, 1))[:, None]
+    y = layer.wo(ops.merge_heads(ops.softmax_attention(q, k, v, mask=mask, bias=layer.bias(w, w))))
+    y = unpartition(y.reshape((b, -1, w * w, d)), (x.shape[1], x.shape[2]), w, w)
+    return ops.roll(y, (s, s), (1, 2))[:, :rows, :columns]
 
 
 def by_pairs(layer: SwinAttention, x: Tensor) -> Tensor:
@@ -167,6 +181,13 @@ def cuts(case: Case) -> tuple[Tensor, Tensor]:
     x = case.image()
     layers = [build(case, w, s) for w, s in ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2))]
     return ops.stack([layer(x) for layer in layers]), ops.stack([by_pairs(layer, x) for layer in layers])
+
+
+@identity("windows between the cuts equal the paper's cyclic shift with a mask")
+def cyclic_shift(case: Case) -> tuple[Tensor, Tensor]:
+    x = case.image()
+    layers = [build(case, w, s) for w, s in ((2, 0), (2, 1), (3, 0), (3, 1), (3, 2))]
+    return ops.stack([layer(x) for layer in layers]), ops.stack([rolled(layer, x) for layer in layers])
 
 
 @identity("on a square grid no larger than the window, full attention with the relative bias")

@@ -87,15 +87,14 @@ class ExpertChoiceMoE(Module):
         tokens = x.reshape((x.shape[0] if x.ndim > 2 else 1, -1, x.shape[-1]))
         gates, chosen = self.choose(tokens, valid)
         (b, n, d), c = tokens.shape, chosen.shape[-1]
-        # Places in the flattened tokens: (G, E, C)
-        places = chosen + n * np.arange(b)[:, None, None]
-        rows = tokens.reshape((b * n, d))
-        parts = []
-        for e, expert in enumerate(self.experts):
-            # S_ne FFN_e(x_n) for the tokens of expert e in all groups: (G C, D)
-            parts.append(gates[:, e].reshape((b * c, 1)) * expert(rows[places[:, e].reshape(-1)]))
-        order = places.swapaxes(0, 1).reshape(-1, 1)
-        return ops.scatter_add(ops.zeros_like(rows), order, ops.concat(parts), axis=0).reshape(x.shape)
+        # Places in the flattened tokens, those of expert 0 first: (E, G C)
+        places = (chosen + n * np.arange(b)[:, None, None]).swapaxes(0, 1).reshape(-1, b * c)
+        groups = ops.unstack(ops.embedding(places, tokens.reshape((b * n, d))))
+        # FFN_e(x_n) for the tokens of every expert in all groups: (E G C, D)
+        y = ops.concat([expert(rows) for expert, rows in zip(self.experts, groups, strict=True)])
+        # sum over e of S_ne FFN_e(x_n)
+        gates = gates.moveaxis(1, 0).reshape(-1)
+        return ops.combine_rows(y, places.reshape(-1), gates, b * n).reshape(x.shape)
 
     def choose(self, x: Tensor, valid: Any = None) -> tuple[Tensor, Array]:
         """For tokens (G, n, D): gates and tokens of every expert, both (G, E, C), the best first."""

@@ -73,14 +73,16 @@ class GLUFFN(Module):
         positive(dim=dim, hidden=hidden)
         rng = init.generator(seed)
         hidden = gated_width(dim) if hidden is None else hidden
-        self.act = activation(act)
+        # An unknown name raises here.
+        activation(act)
+        self.act = act
         self.wg = Linear(dim, hidden, bias, rng, dtype=dtype)
         self.wu = Linear(dim, hidden, bias, rng, dtype=dtype)
         self.wd = Linear(hidden, dim, bias, rng, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         # h = act(x Wg + bg) * (x Wu + bu): (..., F)
-        h = self.act(self.wg(x)) * self.wu(x)
+        h = ops.gated_activation(self.wg(x), self.wu(x), self.act)
         return self.wd(h)
 
 

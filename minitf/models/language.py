@@ -88,7 +88,7 @@ class LanguageModel(TokenBackbone):
             return share_right(self(tokens), targets, IGNORE)
 
     def _logits(self, h: Tensor) -> Tensor:
-        return h @ self.embedding.weight.mT if self.head is None else self.head(h)
+        return ops.linear(h, self.embedding.weight.mT) if self.head is None else self.head(h)
 
     def start(self, batch: int) -> State:
         """The state before the first token of `batch` sequences.

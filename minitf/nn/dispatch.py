@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from minitf import ops
 from minitf.engine import Array, Tensor
 
@@ -19,14 +17,12 @@ def dispatch(
         x: (n, D). chosen: integers (n, k). gates: (n, k). experts: functions (m, D) -> (m, D').
 
     Returns:
-        (n, D'). Slots are summed in their order, so that the sum does not depend on who else was chosen.
+        (n, D'). A token's experts are summed in their order, so that its sum does not depend on other tokens.
     """
     n, k = chosen.shape
     # All (token, slot) pairs, sorted by expert; pairs of one expert keep their order.
-    order = np.argsort(chosen.reshape(-1), kind="stable")
-    rows = x[order // k]
-    ends = np.cumsum(np.bincount(chosen.reshape(-1), minlength=len(experts)))
-    parts = [expert(rows[b - m : b]) for expert, b, m in zip(experts, ends, np.diff(ends, prepend=0)) if m]
-    # Back in the order of the pairs: (n, k, D')
-    y = ops.concat(parts, axis=0)[np.argsort(order, kind="stable")].reshape((n, k, -1))
-    return (y * gates[..., None]).sum(axis=1)
+    order, counts = ops.sort_by_expert(chosen, len(experts))
+    tokens = order // k
+    groups = zip(experts, ops.split(ops.embedding(tokens, x), counts.tolist()), strict=True)
+    y = ops.concat([expert(rows) for expert, rows in groups if len(rows)])
+    return ops.combine_rows(y, tokens, ops.take_along_axis(gates.reshape(-1), order, axis=0), n)

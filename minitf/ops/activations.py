@@ -7,7 +7,7 @@ from typing import Any
 
 from minitf.engine import Tensor
 
-from .elementwise import Like, gelu, multiply, relu, sigmoid, silu, square
+from .elementwise import Like, gelu, multiply, relu, sigmoid, silu, softplus, square, tanh
 from .kernels import kernelized
 
 # act by name. "relu2" is the squared ReLU of Primer (So et al., 2021).
@@ -19,6 +19,8 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu_tanh": lambda x: gelu(x, approximate="tanh"),
     "silu": silu,
     "sigmoid": sigmoid,
+    "tanh": tanh,
+    "softplus": softplus,
 }
 
 
@@ -36,7 +38,8 @@ def bias_activation(x: Like, bias: Like = None, kind: str = "gelu") -> Tensor:
     Args:
         x: (..., F).
         bias: b, (F,) or None.
-        kind: act: identity, relu, relu2 (its square), gelu, gelu_tanh, silu or sigmoid.
+        kind: act: identity, relu, relu2 (its square), gelu, gelu_tanh, silu, sigmoid, tanh or
+            softplus.
 
     Raises:
         ValueError: another `kind`.
@@ -52,7 +55,7 @@ def gated_activation(a: Like, b: Like, kind: str = "silu") -> Tensor:
         a: what passes through the activation, (..., F).
         b: what it gates, (..., F).
         kind: act: sigmoid is GLU, identity Bilinear, relu ReGLU, gelu or gelu_tanh GEGLU, silu SwiGLU; also
-            relu2.
+            relu2, tanh, softplus.
 
     Raises:
         ValueError: another `kind`.

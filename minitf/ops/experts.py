@@ -84,6 +84,6 @@ def combine_rows(y: Like, rows: Like, weights: Like, n: int) -> Tensor:
     to = integers(rows, n, "rows")
     if y.ndim != 2 or to.shape != y.shape[:1] or weights.shape != y.shape[:1]:
         raise ShapeError(
-            f"combine_rows: y {y.shape}, rows {to.shape} and weights {weights.shape} must be (P, F), (P,), (P,)"
+            f"combine_rows: y {y.shape}, rows {to.shape}, weights {weights.shape} must be (P, F), (P,), (P,)"
         )
     return scatter(y * weights[:, None], (to,), (n, y.shape[1]))

@@ -27,7 +27,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-from minitf.engine import STATE, MinitfError, Op, Tensor, Together, record, vjp
+from minitf.engine import STATE, F, MinitfError, Op, Tensor, Together, record, vjp
 
 Body = TypeVar("Body", bound=Callable[..., Any])
 
@@ -153,26 +153,28 @@ def operation_of(name: str, kernel: Kernel) -> Op:
             return kernel.vjp(kept[0], g)
         # A differentiable backward: differentiate the definition instead.
         body, order = DEFINITIONS[name][0], sorted(needed)
+        arrived = [i for i, part in enumerate(parts) if part is not None]
 
         def plain(*chosen: Any) -> Any:
             full = list(values)
             for i, value in zip(order, chosen, strict=True):
                 full[i] = value
             out = body(*full)
-            return sum_of_products(out, parts) if isinstance(out, tuple) else (out * parts[0]).sum()
+            return flat([out[i] for i in arrived]) if isinstance(out, tuple) else out
 
         _, pull = vjp(plain, *(values[i] for i in order))
-        found = dict(zip(order, pull(1.0), strict=True))
+        # Inside a walk a cotangent is the conjugate of what enters and leaves.
+        pulled = pull(F.conj(flat([parts[i] for i in arrived]) if isinstance(g, list) else g))
+        found = dict(zip(order, map(F.conj, pulled), strict=True))
         return [found.get(i) for i in range(len(values))]
 
     return Op(name, forward, Together(rule))
 
 
-def sum_of_products(outputs: tuple[Any, ...], cotangents: list[Any]) -> Any:
-    total: Any = 0.0
-    for out, g in zip(outputs, cotangents, strict=True):
-        total = total if g is None else total + (out * g).sum()
-    return total
+def flat(tensors: list[Any]) -> Any:
+    """All elements in one vector."""
+    rows = [F.reshape(t, (-1,)) for t in tensors]
+    return rows[0] if len(rows) == 1 else F.concat_parts(*rows, axis=0)
 
 
 def backends() -> dict[str, ModuleType]:

@@ -9,6 +9,7 @@ from minitf.engine import Array, ShapeError, Tensor, array_module
 from .elementwise import Like, multiply, rsqrt, square
 from .kernels import kernelized
 from .linalg import matmul
+from .random import random_bits, random_key, threshold
 from .reductions import logsumexp, mean, sum
 from .shape import take
 
@@ -54,6 +55,40 @@ def rms_norm(x: Like, weight: Like = None, eps: float = 1e-6) -> Tensor:
     return y if weight is None else y * weight
 
 
+@kernelized("add_layer_norm")
+def add_layer_norm(
+    x: Like, r: Like, weight: Like = None, bias: Like = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """A residual sum and its layer norm: s = x + r, y = layer_norm(s, weight, bias, eps).
+
+    Args:
+        x, r: (..., D).
+        weight, bias: (D,) or None.
+        eps: added to the variance.
+
+    Returns:
+        y and s, both (..., D).
+    """
+    s = x + r
+    return layer_norm(s, weight, bias, eps), s
+
+
+@kernelized("add_rms_norm")
+def add_rms_norm(x: Like, r: Like, weight: Like = None, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """A residual sum and its RMS norm: s = x + r, y = rms_norm(s, weight, eps).
+
+    Args:
+        x, r: (..., D).
+        weight: (D,) or None.
+        eps: added to the mean square.
+
+    Returns:
+        y and s, both (..., D).
+    """
+    s = x + r
+    return rms_norm(s, weight, eps), s
+
+
 def dropout(x: Like, rate: float, rng: np.random.Generator) -> Tensor:
     """Zero each element with probability `rate` and divide the others by 1 - rate (Srivastava et al., 2014).
 
@@ -62,10 +97,23 @@ def dropout(x: Like, rate: float, rng: np.random.Generator) -> Tensor:
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"dropout: the rate must be in [0, 1), not {rate}")
-    if rate == 0.0:
-        return x
-    keep = rng.random(x.shape, dtype=np.float32) >= rate
-    return multiply(x, keep.astype(x.dtype) / (1.0 - rate))
+    return x if rate == 0.0 else keyed_dropout(x, random_key(rng), rate)
+
+
+@kernelized("keyed_dropout")
+def keyed_dropout(x: Like, key: int, rate: float) -> Tensor:
+    """Dropout whose mask is a function of a key: y_i = x_i / (1 - rate) if hash(key, i) >= rate 2^64, else 0.
+
+    The hash of `minitf.ops.random` is the same on every device, so the mask can be computed again, in the
+    backward pass too, and need not be stored.
+
+    Args:
+        x: any shape; its elements are numbered in C order.
+        key: of 64 bits.
+        rate: in [0, 1).
+    """
+    keep = random_bits(key, x.size, getattr(x, "data", x)) >= np.uint64(threshold(rate))
+    return multiply(x, keep.reshape(x.shape).astype(x.dtype) / (1.0 - rate))
 
 
 def integers(ids: Like, limit: int, what: str) -> Array:

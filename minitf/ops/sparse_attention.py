@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,9 @@ def checked_blocks(
     if v.ndim != 4 or v.shape[:3] != k.shape[:3]:
         raise ShapeError(f"block_sparse_attention: v {v.shape} must have the B, Hkv and Nk of k {k.shape}")
     if block_q < 1 or block_k < 1:
-        raise ValueError(f"block_sparse_attention: block_q={block_q} and block_k={block_k} must be at least 1")
+        raise ValueError(
+            f"block_sparse_attention: block_q={block_q} and block_k={block_k} must be at least 1"
+        )
     indptr, indices = on_cpu(indptr), on_cpu(indices)
     for name, a in (("indptr", indptr), ("indices", indices)):
         if a.dtype.kind not in "iu":
@@ -155,7 +158,8 @@ def block_sparse_attention(
     length = end - begin
     width = 2 ** np.ceil(np.log2(np.maximum(length, 1))).astype(int)
     if mask is not None:
-        mask = xp.broadcast_to(mask.data if isinstance(mask, Tensor) else mask, (*q.shape[:3], n_keys))
+        mask = xp.asarray(mask.data if isinstance(mask, Tensor) else mask)
+        mask = xp.broadcast_to(mask, (*q.shape[:3], n_keys))
     q, k, v = (reshape(x, (-1, x.shape[-1])) for x in (q, k, v))
     outputs, order = [], []
     for w in np.unique(width):
@@ -192,7 +196,8 @@ def block_sparse_attention(
 
 def both(value: int | tuple[int, int]) -> tuple[int, int]:
     """One number for rows and columns, or one for each."""
-    return (value, value) if isinstance(value, int) else value
+    rows, columns = value if isinstance(value, (tuple, list)) else (value, value)
+    return index(rows), index(columns)
 
 
 def checked_windows(
@@ -206,8 +211,8 @@ def checked_windows(
     w, s = both(window), both(shift)
     if q.ndim != 5 or q.shape != k.shape or v.ndim != 5 or v.shape[:4] != k.shape[:4]:
         raise ShapeError(
-            f"window_attention: q {q.shape} and k {k.shape} must be (B, H, rows, columns, d), and v {v.shape} "
-            "the same but for its last axis"
+            f"window_attention: q {q.shape} and k {k.shape} must be (B, H, rows, columns, d), and v "
+            f"{v.shape} the same but for its last axis"
         )
     if min(w) < 1 or not (0 <= s[0] < w[0] and 0 <= s[1] < w[1]):
         raise ValueError(

@@ -27,6 +27,17 @@ def windows(x: Like, sizes: Sequence[int], steps: Sequence[int], dilations: Sequ
     return x
 
 
+def margins(padding: Sizes | str, reach: Sequence[int]) -> list[tuple[int, int]]:
+    """How many zeros `conv` adds before and after each grid axis, where windows reach this far."""
+    if padding == "causal":
+        return [(r, 0) for r in reach]
+    if padding == "same":
+        return [(r // 2, r - r // 2) for r in reach]
+    if isinstance(padding, str):
+        raise ValueError(f"conv{len(reach)}d: padding must be a number, 'same' or 'causal', not {padding!r}")
+    return [(p, p) for p in as_tuple(padding, len(reach))]
+
+
 @kernelized("conv")
 def conv(
     x: Like,
@@ -63,15 +74,7 @@ def conv(
         )
     strides, dilations = as_tuple(stride, axes), as_tuple(dilation, axes)
     reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
-    if padding == "causal":
-        width = [(r, 0) for r in reach]
-    elif padding == "same":
-        width = [(r // 2, r - r // 2) for r in reach]
-    elif isinstance(padding, str):
-        raise ValueError(f"conv{axes}d: padding must be a number, 'same' or 'causal', not {padding!r}")
-    else:
-        width = [(p, p) for p in as_tuple(padding, axes)]
-    x = pad(x, [(0, 0), *width, (0, 0)])
+    x = pad(x, [(0, 0), *margins(padding, reach), (0, 0)])
     # (B, *out, C_in, *kernel) -> (B, *out, groups, C_group, *kernel)
     x = windows(x, kernel, strides, dilations)
     out = x.shape[1 : axes + 1]

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, DTypeError, Tensor, array_module, device_of, to_device
+from minitf.engine import Array, DTypeError, Tensor, array_module, to_device
 from minitf.nn import StateError
+from minitf.ops.kernels import active, engaged
 
 Params = Iterable[Tensor] | Iterable[Mapping[str, Any]]
 
@@ -89,11 +90,19 @@ class Optimizer:
             p.grad = None
 
     def step(self) -> None:
-        """Move every parameter that has a gradient."""
+        """Move every parameter that has a gradient.
+
+        While a backend is in use (`mt.use`) that has this update in one pass, it takes the arrays it can.
+        """
+        fused = None
+        for module in engaged(active()):
+            fused = fused or getattr(module, "update", lambda name: None)(type(self).__name__)
         for group in self.groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.update(p.data, p.grad.data, self._remembered(p), **group)
+            moving = [
+                (p.data, p.grad.data, self._remembered(p)) for p in group["params"] if p.grad is not None
+            ]
+            for p, g, state in moving if fused is None else fused(moving, group):
+                self.update(p, g, state, **group)
 
     def update(self, p: Array, g: Array, state: dict[str, Any], **options: Any) -> None:
         """Change `p` in place with the gradient `g`, both of one shape; update `state`."""
@@ -105,10 +114,12 @@ class Optimizer:
         if state is None:
             zeros = array_module(p.data).zeros
             state = self.state[p] = {"step": 0, **{name: zeros(p.shape, p.dtype) for name in self.slots}}
+        data = p.data
         for name in self.slots:
+            kept = state[name]
             # The parameter has moved or was converted since the last step: what is remembered follows.
-            if state[name].dtype != p.dtype or device_of(state[name]) != p.device:
-                state[name] = to_device(state[name].astype(p.dtype), p.device)
+            if kept.dtype is not data.dtype or type(kept) is not type(data):
+                state[name] = to_device(kept.astype(p.dtype), p.device)
         state["step"] += 1
         return state
 

@@ -18,7 +18,9 @@ PROBES = stand_in.HEADER.with_name("probes.cu")
 
 
 def text() -> str:
-    return re.sub(r'^#include "([\w.]+)"$', lambda m: module.source(m[1]), PROBES.read_text(), flags=re.MULTILINE)
+    return re.sub(
+        r'^#include "([\w.]+)"$', lambda m: module.source(m[1]), PROBES.read_text(), flags=re.MULTILINE
+    )
 
 
 @pytest.fixture(scope="module")

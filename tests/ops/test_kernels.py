@@ -69,6 +69,8 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     }
     kernels.register_backend("loopback", module)
     before = kernels.active()
+    # Also where the whole suite runs with another backend.
+    kernels._mode = "reference"
     CALLS.clear()
     yield module
     kernels._mode = before

@@ -27,6 +27,18 @@ def test_norms() -> None:
     check_grad(lambda x: ops.rms_norm(ops.layer_norm(x)), X)
 
 
+def test_norms_of_a_residual_sum() -> None:
+    r = RNG.standard_normal(X.shape)
+    for add, norm, weights in (
+        (ops.add_layer_norm, ops.layer_norm, (W, B)),
+        (ops.add_rms_norm, ops.rms_norm, (W,)),
+    ):
+        y, s = add(X, r, *weights)
+        assert np.array_equal(s, X + r) and np.array_equal(y, norm(X + r, *weights)), norm.__name__
+        check_grad(lambda *a, add=add: add(*a)[0], X, r, *weights)
+        check_grad(lambda *a, add=add: ops.multiply(*add(*a)), X, r, *weights)
+
+
 @pytest.mark.parametrize("correction", [0.0, 1.0])
 def test_variance(correction: float) -> None:
     for name in ("var", "std"):

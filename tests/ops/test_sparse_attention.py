@@ -71,7 +71,12 @@ def test_full_and_empty_patterns() -> None:
     assert error <= 1e-13, f"all blocks differ from full attention by {error:.2g}"
     none = ops.csr_of(np.zeros((1, 1, 3, 4), bool))
     assert not np.any(ops.block_sparse_attention(q, k, v, *none, 4, 4)), "seeing nothing must give zeros"
-    assert ops.block_sparse_attention(q[:, :, :0], k, v, np.zeros((1, 1, 1), int), none[1]).shape == (2, 4, 0, 2)
+    assert ops.block_sparse_attention(q[:, :, :0], k, v, np.zeros((1, 1, 1), int), none[1]).shape == (
+        2,
+        4,
+        0,
+        2,
+    )
     nothing = ops.block_sparse_attention(q, k[:, :, :0], v[:, :, :0], np.zeros((1, 1, 2), int), none[1])
     assert nothing.shape == (2, 4, 11, 2) and not np.any(nothing), "no keys must give zeros"
 
@@ -132,7 +137,12 @@ def test_gradients_of_listed_blocks() -> None:
 )
 def test_refusals_of_listed_blocks(change: dict, error: type[Exception], words: str) -> None:
     q, k, v = heads()
-    given = {"indptr": np.array([[[0, 2, 3, 4]]]), "indices": np.array([0, 1, 1, 2]), "block_q": 4, "block_k": 4}
+    given = {
+        "indptr": np.array([[[0, 2, 3, 4]]]),
+        "indices": np.array([0, 1, 1, 2]),
+        "block_q": 4,
+        "block_k": 4,
+    }
     ops.block_sparse_attention(q, k, v, **given)
     with pytest.raises(error, match=words):
         ops.block_sparse_attention(**{"q": q, "k": k, "v": v, **given, **change})
@@ -169,7 +179,7 @@ def test_windows(grid: tuple[int, int], shift: Any) -> None:
         for bias, scale in ((None, None), (RNG.standard_normal((2, n, n)), 0.7)):
             o = ops.window_attention(q, k, v, window, bias, shift, scale)
             error = np.max(np.abs(o - by_cells(q, k, v, w, bias, s, scale)))
-            assert error <= 1e-13, f"windows of {window} shifted by {shift} differ from the loop by {error:.2g}"
+            assert error <= 1e-13, f"windows of {window} shifted {shift} differ from the loop by {error:.2g}"
 
 
 def test_gradients_of_windows() -> None:

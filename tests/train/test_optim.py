@@ -78,6 +78,32 @@ def test_the_array_is_changed_in_place() -> None:
     assert p.data is array, "a step must keep the parameter's memory"
 
 
+def test_the_fused_update_has_the_bits_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba_backend = pytest.importorskip("minitf_numba")
+    if numba_backend.unavailable():
+        pytest.skip(numba_backend.unavailable())
+    monkeypatch.setitem(mt.ops.kernels.backends(), "numba", numba_backend)
+    fused = numba_backend.update("AdamW")
+    assert fused is not None and numba_backend.update("SGD") is None
+    for dtype, taken in (("float32", 4), ("float64", 4), ("float16", 0)):
+        found = []
+        for mode in ("reference", "numba"):
+            rng = np.random.default_rng(0)
+            # The last one is no block of memory, so the plain update moves it.
+            arrays = [rng.standard_normal(s).astype(dtype) for s in ((), (3, 5), (0, 2), (300, 101), (5, 4))]
+            params = [Parameter(a.T if i == 4 else a) for i, a in enumerate(arrays)]
+            opt = AdamW(params, lr=0.1, eps=1e-4, weight_decay=0.3)
+            with mt.use(mode):
+                for _ in range(3):
+                    for p in params:
+                        p.grad = mt.tensor(rng.standard_normal(p.shape).astype(dtype))
+                    opt.step()
+            found.append([p.data for p in params] + [opt.state[p][k] for p in params for k in ("m", "v")])
+        assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True)), f"{dtype}: other bits"
+        items = [(p.data, p.data, opt.state[p]) for p in params]
+        assert len(items) - len(fused(items, opt.groups[0])) == taken, f"{dtype}: another number of arrays"
+
+
 def test_training_reaches_the_minimum() -> None:
     target = np.array([3.0, -1.0])
     p = parameter(0.0, 0.0)

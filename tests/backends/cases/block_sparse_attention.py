@@ -1,4 +1,4 @@
-"""Listed blocks: sizes around the tiles of 64 queries and 128 keys, partial blocks, empty rows, shared heads."""
+"""Listed blocks: sizes around the tiles of 64 queries and 128 keys, partial blocks, empty rows, heads."""
 
 from __future__ import annotations
 

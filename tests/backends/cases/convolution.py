@@ -9,7 +9,9 @@ import numpy as np
 
 
 def cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
-    def case(shape: tuple[int, ...], kernel: tuple[int, ...], bias: bool = True, **options: Any) -> dict[str, Any]:
+    def case(
+        shape: tuple[int, ...], kernel: tuple[int, ...], bias: bool = True, **options: Any
+    ) -> dict[str, Any]:
         channels = shape[-1]
         args = {
             "x": rng.standard_normal(shape),

@@ -25,7 +25,10 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "no further axes", case((2, 9), (2, 9))
     yield "several parts", case((3, 200, 150), (3, 200, 150))
     yield "sums", {"a": np.ones((1, 1, 4)), "b": rng.standard_normal((2, 300, 4)), "state": None}
-    yield "b broadcast", {**case((2, 6, 4), (2, 6, 4)), "b": np.broadcast_to(rng.standard_normal(4), (2, 6, 4))}
+    yield (
+        "b broadcast",
+        {**case((2, 6, 4), (2, 6, 4)), "b": np.broadcast_to(rng.standard_normal(4), (2, 6, 4))},
+    )
 
 
 CASES = {"diagonal_scan": cases}

@@ -12,7 +12,7 @@ def embedding_cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, A
     def case(rows: int, width: int, *shape: int) -> dict[str, Any]:
         return {"ids": rng.integers(0, rows, shape), "table": rng.standard_normal((rows, width))}
 
-    yield "one number", case(1, 1)
+    yield "one number", case(1, 1, 1)
     yield "no ids", case(3, 4, 0)
     yield "no columns", case(3, 0, 5)
     for width in (15, 16, 17, 31, 33, 63, 64, 65):

@@ -44,17 +44,20 @@ def combine_cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, Any
         }
 
     yield "one number", case(1, 1, 1)
-    yield "nothing to add", {**case(1, 5, 4), "y": np.zeros((0, 5)), "rows": np.zeros(0, int), "weights": np.zeros(0)}
+    yield "nothing to add", case(0, 5, 4)
     yield "everything in one row", case(30, 5, 1)
     yield "rows that nobody names", case(6, 3, 20)
     for f in (7, 8, 9, 33):
         yield f"width {f}", case(20, f, 11)
     yield "in parts", case(600, 70, 300)
-    yield "one weight, one row of y", {
-        **case(12, 6, 5),
-        "y": np.broadcast_to(rng.standard_normal(6), (12, 6)),
-        "weights": np.broadcast_to(rng.standard_normal(1), (12,)),
-    }
+    yield (
+        "one weight, one row of y",
+        {
+            **case(12, 6, 5),
+            "y": np.broadcast_to(rng.standard_normal(6), (12, 6)),
+            "weights": np.broadcast_to(rng.standard_normal(1), (12,)),
+        },
+    )
 
 
 CASES = {"grouped_matmul": product_cases, "combine_rows": combine_cases}

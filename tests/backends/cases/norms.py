@@ -1,4 +1,5 @@
-"""Normalisation: widths around the vector sizes, rows around the serial limit, shifted and constant rows."""
+"""Normalisation: widths around the vector sizes and the span of 256, rows around the serial limit, shifted,
+constant and repeated rows; alone and of a sum."""
 
 from __future__ import annotations
 
@@ -8,12 +9,15 @@ from typing import Any
 import numpy as np
 
 
-def norm_cases(rng: np.random.Generator, biased: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def norm_cases(
+    rng: np.random.Generator, biased: bool, summed: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     def case(x: Any, affine: bool = True) -> dict[str, Any]:
-        args = {"x": x, "weight": rng.standard_normal(x.shape[-1]) if affine else None}
+        args = {"x": x, "r": rng.standard_normal(x.shape)} if summed else {"x": x}
+        args["weight"] = rng.standard_normal(x.shape[-1]) if affine else None
         return {**args, "bias": rng.standard_normal(x.shape[-1]) if affine else None} if biased else args
 
-    for width in (1, 2, 7, 8, 9, 33):
+    for width in (1, 2, 7, 8, 9, 33, 255, 256, 257, 600):
         yield f"width {width}", case(rng.standard_normal((3, width)))
     yield "one row", case(rng.standard_normal(16))
     yield "no rows", case(np.zeros((0, 4)))
@@ -27,4 +31,6 @@ def norm_cases(rng: np.random.Generator, biased: bool) -> Iterator[tuple[str, di
 CASES = {
     "layer_norm": lambda rng: norm_cases(rng, True),
     "rms_norm": lambda rng: norm_cases(rng, False),
+    "add_layer_norm": lambda rng: norm_cases(rng, True, summed=True),
+    "add_rms_norm": lambda rng: norm_cases(rng, False, summed=True),
 }

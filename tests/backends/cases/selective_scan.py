@@ -1,4 +1,4 @@
-"""Selective scan: channels around a block (64), tokens around a chunk (16), states, decays that forget all."""
+"""Selective scan: channels around a block (64), tokens around a chunk (16), states, strong and no decay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 
 
 def cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
-    def case(batch: int, tokens: int, width: int, n: int, first: bool = False, **others: Any) -> dict[str, Any]:
+    def case(
+        batch: int, tokens: int, width: int, n: int, first: bool = False, **others: Any
+    ) -> dict[str, Any]:
         args = {
             "u": rng.standard_normal((batch, tokens, width)),
             "dt": rng.exponential(size=(batch, tokens, width)),

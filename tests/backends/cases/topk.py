@@ -1,4 +1,4 @@
-"""Top-k: every k of small rows, both sides of the insertion limit and of the blocks, ties, NaN, infinities."""
+"""Top-k: every k of small rows, both sides of the limit of insertion and of the blocks, ties, infinities."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def window_cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, Any]
     yield "stripes", case(6, 5, (6, 2), (0, 1))
     yield "on several threads", case(28, 28, 7, 3, shape=(2, 3, 16, 16))
     yield "one head", case(20, 20, 5, 2, shape=(3, 1, 8, 8))
-    yield "large logits", case(6, 6, 3, 1, size=40.0)
+    yield "large logits", case(6, 6, 3, 1, size=12.0)
     yield "scaled", case(6, 6, 3, 1, scale=0.2)
     hidden = case(4, 4, 2)
     hidden["bias"][:, :, 1:] = -np.inf

@@ -1,1 +1,1 @@
-"""CUDA kernels without a GPU: `emulated.h` runs their text on the CPU, `stand_in` is a small CuPy on top of it."""
+"""CUDA kernels without a GPU: `emulated.h` runs their text on the CPU, `stand_in` is a CuPy above it."""

@@ -16,6 +16,7 @@ SCALARS = {
     "unsigned": "uint32",
     "u32": "uint32",
     "i64": "int64",
+    "u64": "uint64",
     "long long": "int64",
     "float": "float32",
     "double": "float64",
@@ -78,7 +79,7 @@ def wrong(parameters: list[Parameter], args: tuple[Any, ...], defines: dict[str,
 
 
 def variants(text: str) -> list[tuple[str, dict[str, str]]]:
-    """How a file is compiled: (type of element, further names), from its lines `// variant: float16 WIDTH=64`."""
+    """How a file is compiled: (type of element, names), from its lines `// variant: float16 WIDTH=64`."""
     found = re.findall(r"^// variant: (\w+)(.*)$", text, flags=re.MULTILINE)
     return [(dtype, dict(word.split("=", 1) for word in rest.split())) for dtype, rest in found]
 

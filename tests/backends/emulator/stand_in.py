@@ -44,6 +44,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def get(self) -> Any:
         return self.a.copy()
 
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.a.ctypes.data)
+
     def __array__(self, *args: Any, **options: Any) -> Any:
         raise TypeError("a CuPy array does not turn into a NumPy array by itself; use get()")
 
@@ -114,7 +118,7 @@ def unwrapped(value: Any) -> Any:
 
 
 def indices(key: Any) -> Any:
-    """An index may be made of NumPy arrays too."""
+    """An index may be made of NumPy arrays too, as CuPy allows."""
     if isinstance(key, tuple):
         return tuple(indices(k) for k in key)
     return key.a if isinstance(key, ndarray) else key
@@ -184,7 +188,7 @@ def guarded(arrays: list[Any], name: str) -> Iterator[list[int]]:
         copies[low, high] = copy, shift + GUARD
     found = []
     for low, _ in bounds:
-        span = next((s for s in reversed(spans) if s[0] <= low <= s[1] and (low < s[1] or s[0] == s[1] == low)))
+        span = next(s for s in reversed(spans) if s[0] <= low <= s[1] and (low < s[1] or s[0] == s[1] == low))
         copy, start = copies[span]
         found.append(copy.ctypes.data + start + low - span[0])
     yield found
@@ -239,6 +243,22 @@ def empty_like(a: ndarray, dtype: Any = None, **options: Any) -> ndarray:
     return empty(a.shape, a.dtype if dtype is None else dtype)
 
 
+class Ufunc:
+    """An elementwise function, with `add.at` and its like."""
+
+    def __init__(self, behind: np.ufunc):
+        self.behind = behind
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return called(self.behind, args, options)
+
+    def at(self, a: ndarray, key: Any, value: Any) -> None:
+        self.behind.at(unwrapped(a), indices(key), unwrapped(value))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **options: called(getattr(self.behind, name), args, options)
+
+
 class Library(ModuleType):
     """`cupy`, or a part of it such as `cupy.linalg`: what is not defined here is NumPy's, on its arrays."""
 
@@ -252,6 +272,8 @@ class Library(ModuleType):
             return Library(f"cupy.{name}", value)
         if isinstance(value, type) or not callable(value):
             return value
+        if isinstance(value, np.ufunc):
+            return Ufunc(value)
         return lambda *args, **options: called(value, args, options)
 
 
@@ -271,8 +293,9 @@ def library(compute_capability: str = "90") -> Library:
 def installed(compute_capability: str = "90") -> Iterator[Library]:
     """While it lasts, `import cupy` gives the stand-in, and minitf knows the backend "cupy"."""
     import minitf_cupy
-    from minitf.ops import kernels as registry
     from minitf_cupy import module
+
+    from minitf.ops import kernels as registry
 
     before, known = sys.modules.get("cupy"), "cupy" in registry.backends()
     caches = (minitf_cupy.unavailable, module.function)
