@@ -10,8 +10,9 @@
         o = o / z,   lse = m + log z                0 and -inf for a row that saw nothing
         keep m and 1 / z                            for the backward (attention_backward.py)
 
-m and z are kept apart: exp(S - lse) would lose the digits that lse has before the point. A few queries over many keys go to
-decode.py. Blocks are dealt to the parts there and back (0 1 1 0 0 1 ...): causal blocks grow with their place.
+m and z are kept apart: exp(S - lse) would lose the digits that lse has before the point. A few queries over
+many keys go to decode.py. Blocks are dealt to the parts there and back (0 1 1 0 0 1 ...), because causal
+blocks grow with their place.
 """
 
 from __future__ import annotations
@@ -57,11 +58,13 @@ def scale_row(row, factor):  # type: ignore[no-untyped-def]
 
 
 @jit
-def block(
-    b, h, kv, i0, i1, keys, sizes, q, k, v, o, kept, mask, bias, slopes, first, last, scale, bound, s, lanes
-):  # type: ignore[no-untyped-def]
-    """o, and what is kept, of queries i0 .. i1 - 1 of head (b, h). s: a tile of scores, (queries, keys)."""
+def block(unit, keys, sizes, at, kept, ends, rules, scratch):  # type: ignore[no-untyped-def]
+    """o, and what is kept, of queries i0 .. i1 - 1 of head (b, h)."""
+    (b, h, kv, i0, i1), (q, k, v, o), (first, last) = unit, at, ends
+    mask, bias, slopes, scale, bound = rules
     _, _, _, n_queries, n_keys, d, dv = sizes
+    # A tile of scores, (queries, keys), and room for running maxima.
+    s, lanes = scratch
     zero, one, width = s.dtype.type(0), s.dtype.type(1), s.shape[1]
     off = n_keys - n_queries
     size = s.itemsize
@@ -98,8 +101,8 @@ def block(
                 total[i] += exponentials(x, shift)
                 clear(row[:lo])
                 clear(row[hi : j1 - j0])
-            gemm(0, 0, r1 - r0, dv, j1 - j0, one, s[0], width,
-                 memory(v, b, kv, j0, dv, scale), v[3] // size, one, memory(o, b, h, r0, dv, scale), o[3] // size)  # fmt: skip
+            gemm(0, 0, r1 - r0, dv, j1 - j0, one, s[0], width, memory(v, b, kv, j0, dv, scale), v[3] // size,
+                 one, memory(o, b, h, r0, dv, scale), o[3] // size)  # fmt: skip
         j0 = j1
     for i in range(i0, i1):
         z = total[i]
@@ -111,42 +114,20 @@ def block(
 
 
 @parallel_jit
-def forward_all(
-    cut,
-    queries,
-    keys,
-    s,
-    lanes,
-    first,
-    last,
-    sizes,
-    q,
-    k,
-    v,
-    o,
-    kept,
-    mask,
-    bias,
-    slopes,
-    causal,
-    window,
-    cuts,
-    scale,
-    bound,
-):  # type: ignore[no-untyped-def]
+def forward_all(tile, s, lanes, first, last, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
-    ranges(n_keys, causal, window, cuts, first, last)
+    ranges(n_keys, sight, first, last)
+    cut, queries, keys = len(s), tile[0], tile[1]
     blocks = -(-n_queries // queries)
     units = batch * heads * blocks
     for p in prange(cut):
         for turn in range(-(-units // cut)):
             unit = turn * cut + (cut - 1 - np.int64(p) if turn % 2 else np.int64(p))
             if unit < units:
-                at, i0 = unit // blocks, unit % blocks * queries
-                b, h = at // heads, at % heads
-                i1 = min(i0 + queries, n_queries)
-                block(b, h, h * kv_heads // heads, i0, i1, keys, sizes, q, k, v, o, kept, mask, bias, slopes,
-                      first, last, scale, bound, s[p], lanes[p])  # fmt: skip
+                head, i0 = unit // blocks, unit % blocks * queries
+                b, h, i1 = head // heads, head % heads, min(i0 + queries, n_queries)
+                mine = (b, h, h * kv_heads // heads, i0, i1)
+                block(mine, keys, sizes, at, kept, (first, last), rules, (s[p], lanes[p]))
 
 
 REAL = (np.float32, np.float64)
@@ -221,35 +202,31 @@ def forward(
     fall = None if slopes is None else np.ascontiguousarray(slopes, kind)
     slopes_at = NOTHING[:4] if fall is None else (address(fall), 0, fall.itemsize, 0)
     cuts = None if cu_seqlens is None else np.ascontiguousarray(cu_seqlens, np.int64)
-    rules = (
-        mask_at, bias_at, slopes_at, int(bool(causal)), int(window or 0),
-        0 if cuts is None else address(cuts),
-        kind(1.0 / math.sqrt(d) if scale is None else scale), kind(softcap or 0.0),
-    )  # fmt: skip
-    sizes = (b, h, kv, n, m, d, dv)
+    sight = (int(bool(causal)), int(window or 0), 0 if cuts is None else address(cuts))
+    factor = 1.0 / math.sqrt(d) if scale is None else scale
+    rules = (mask_at, bias_at, slopes_at, kind(factor), kind(softcap or 0.0))
+    sizes, at = (b, h, kv, n, m, d, dv), (place(q), place(k), place(v), place(o))
     if few(sizes):
-        decode(sizes, q, k, v, o, kept, rules)
+        decode(sizes, at, kept, sight, rules)
     else:
         queries, keys = min(TILE[0], n), min(TILE[1], m)
         work = b * h * n * m * (d + dv) // 16
         cut = parts(b * h * -(-n // queries), work, CORES)
-        forward_all(
-            cut,
-            queries,
-            keys,
-            np.empty((cut, queries, keys), q.dtype),
-            np.empty((cut, 4 * LANES), q.dtype),
-            *np.empty((2, n), np.int64),
-            sizes,
-            place(q),
-            place(k),
-            place(v),
-            place(o),
-            kept,
-            *rules,
-        )
+        # Spare room between the lanes of two parts: threads must not share a line of the cache.
+        s, lanes = np.empty((cut, queries, keys), q.dtype), np.empty((cut, 4 * LANES), q.dtype)
+        ends = np.empty((2, n), np.int64)
+        forward_all((queries, keys), s, lanes, *ends, sizes, at, kept, sight, rules)
     # The arrays behind the addresses in `rules` are kept alive beside them.
-    return (o, kept[2]), (sizes, q, k, v, o, kept, rules, (mask, bias, fall, cuts), (given, slopes))
+    return (o, kept[2]), (
+        sizes,
+        at,
+        kept,
+        sight,
+        rules,
+        (q, k, v, o),
+        (mask, bias, fall, cuts),
+        (given, slopes),
+    )
 
 
 def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:

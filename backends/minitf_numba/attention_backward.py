@@ -7,9 +7,9 @@
         dX = dS (1 - tanh^2)                           with a cap, else dX = dS
         dv += P^T g,   dk += scale dX^T q,   dq += scale dX k
 
-A unit of work is (batch, key head, group of key blocks): it alone writes its dk and dv, and a dq of its group;
-the dq of several groups are summed in their order. A bias that heads or batches share makes them one unit, so
-that its gradient too is written by one.
+A unit of work is (batch, key head, group of key blocks): it alone writes its dk and dv, and a dq of its
+group; the dq of several groups are summed in their order. A bias that heads or batches share makes them one
+unit, so that its gradient too is written by one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from .attention_tiles import address, adjust, cap, clear, hidden, like_rows, memory, place, ranges, readable
+from .attention_tiles import (
+    NOTHING,
+    address,
+    adjust,
+    cap,
+    clear,
+    hidden,
+    like_rows,
+    memory,
+    place,
+    ranges,
+    readable,
+)
 from .blas import gemm
 from .runtime import CORES, jit, parallel_jit, parts, prange
 from .vector import exp
@@ -99,37 +111,12 @@ def multiply(x, by):  # type: ignore[no-untyped-def]
 
 
 @jit
-def key_block(
-    b,
-    h,
-    kv,
-    j0,
-    j1,
-    queries,
-    sizes,
-    q,
-    k,
-    v,
-    g,
-    kept,
-    delta,
-    dq,
-    dk,
-    dv_,
-    dbias,
-    falls,
-    mask,
-    bias,
-    slopes,
-    first,
-    last,
-    scale,
-    bound,
-    s,
-    t,
-    fall,
-):  # type: ignore[no-untyped-def]
+def key_block(unit, queries, sizes, at, kept, delta, to, falls, ends, rules, scratch):  # type: ignore[no-untyped-def]
     """What head h of batch b adds to every gradient through keys j0 .. j1 - 1."""
+    (b, h, kv, j0, j1), (q, k, v, g, _), (first, last) = unit, at, ends
+    mask, bias, slopes, scale, bound = rules
+    dq, dk, dv_, dbias = to
+    s, t, fall = scratch
     _, _, _, n_queries, n_keys, d, dv = sizes
     zero, one, width, size = s.dtype.type(0), s.dtype.type(1), s.shape[1], s.itemsize
     off = n_keys - n_queries
@@ -174,62 +161,30 @@ def key_block(
 
 
 @parallel_jit
-def backward_all(
-    cut,
-    groups,
-    shared,
-    queries,
-    keys,
-    s,
-    t,
-    fall,
-    first,
-    last,
-    sizes,
-    q,
-    k,
-    v,
-    g,
-    o,
-    glse,
-    kept,
-    delta,
-    dq,
-    group_bytes,
-    dk,
-    dv_,
-    dbias,
-    falls,
-    mask,
-    bias,
-    slopes,
-    causal,
-    window,
-    cuts,
-    scale,
-    bound,
-):  # type: ignore[no-untyped-def]
+def backward_all(groups, shared, scratch, ends, sizes, at, glse, kept, delta, to, step, falls, sight, rules):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
-    ranges(n_keys, causal, window, cuts, first, last)
+    s, t, fall = scratch
+    cut, queries, keys = s.shape
+    ranges(n_keys, sight, ends[0], ends[1])
     rows = batch * heads * n_queries
     for p in prange(cut):
-        differences(rows * p // cut, rows * (p + 1) // cut, sizes, g, o, glse, delta, scale)
+        differences(rows * p // cut, rows * (p + 1) // cut, sizes, at[3], at[4], glse, delta, rules[3])
     batch_units, head_units = 1 if shared[0] else batch, 1 if shared[1] else kv_heads
     units, blocks, repeat = batch_units * head_units * groups, -(-n_keys // keys), heads // kv_heads
     for p in prange(cut):
         for unit in range(units * p // cut, units * (p + 1) // cut):
             ub, uh, group = unit // groups // head_units, unit // groups % head_units, unit % groups
-            mine = (dq[0] + group * group_bytes, dq[1], dq[2], dq[3])
+            dq, dk, dv_, dbias = to
+            mine = ((dq[0] + group * step, dq[1], dq[2], dq[3]), dk, dv_, dbias)
             for b in range(ub, batch, batch_units):
                 for kv in range(uh, kv_heads, head_units):
                     for turn in range(-(-blocks // groups)):
-                        at = turn * groups + (groups - 1 - group if turn % 2 else group)
-                        if at < blocks:
-                            j0, j1 = at * keys, min(at * keys + keys, n_keys)
+                        block = turn * groups + (groups - 1 - group if turn % 2 else group)
+                        if block < blocks:
+                            j0, j1 = block * keys, min(block * keys + keys, n_keys)
                             for h in range(kv * repeat, kv * repeat + repeat):
-                                key_block(b, h, kv, j0, j1, queries, sizes, q, k, v, g, kept, delta, mine, dk,
-                                          dv_, dbias, falls[group], mask, bias, slopes, first, last, scale,
-                                          bound, s[p], t[p], fall[p])  # fmt: skip
+                                key_block((b, h, kv, j0, j1), queries, sizes, at, kept, delta, mine,
+                                          falls[group], ends, rules, (s[p], t[p], fall[p]))  # fmt: skip
 
 
 def groups_of(units: int, blocks: int) -> int:
@@ -241,12 +196,13 @@ def groups_of(units: int, blocks: int) -> int:
 
 
 def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
-    sizes, q, k, v, o, kept, rules, (_, bias, fall, _), (given, slopes) = residuals
+    sizes, at, kept, sight, rules, (q, k, v, o), (_, bias, _, _), (given, slopes) = residuals
     b, h, kv, n, m, d, dv = sizes
     g = np.zeros_like(o) if g is None else readable(g)
     glse_at = (0, 0, 0, 0) if glse is None else place(glse[..., None])
     queries, keys = min(TILE[0], n), min(TILE[1], m)
-    dbias, dbias_at, shared = None, (0, 0, 0, 0, 0), (False, False)
+    dbias: Any = None
+    dbias_at, shared = NOTHING, (False, False)
     if bias is not None:
         dbias = np.zeros(bias.shape, q.dtype)
         steps = (0 if size == 1 else step for size, step in zip(dbias.shape, dbias.strides, strict=True))
@@ -259,14 +215,14 @@ def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
         groups = groups_of(units, -(-m // keys))
     dk, dv_ = like_rows(k, d, zero=True), like_rows(v, dv, zero=True)
     dq = like_rows(q, d, zero=True) if groups == 1 else np.zeros((groups, b, h, n, d), q.dtype)
-    falls = np.zeros((0 if fall is None else groups, b, h, n, 3))
+    falls = np.zeros((groups, b, h, n, 3) if slopes is not None else (groups, 0, 0, 0, 0))
     cut = min(cut, units * groups)
     s, t = np.empty((2, cut, queries, keys), q.dtype)
+    scratch, first = (s, t, np.empty((cut, keys), q.dtype)), dq if groups == 1 else dq[0]
+    to = (place(first), place(dk), place(dv_), dbias_at)
     backward_all(
-        cut, groups, shared, queries, keys, s, t, np.empty((cut, keys), q.dtype), *np.empty((2, n), np.int64),
-        sizes, place(q), place(k), place(v), place(g), place(o), glse_at, kept, np.empty((b, h, n), q.dtype),
-        place(dq if groups == 1 else dq[0]), dq.strides[0] if groups > 1 else 0, place(dk), place(dv_), dbias_at,
-        falls, *rules,
+        groups, shared, scratch, tuple(np.empty((2, n), np.int64)), sizes, (*at[:3], place(g), at[3]), glse_at,
+        kept, np.empty((b, h, n), q.dtype), to, dq.strides[0] if groups > 1 else 0, falls, sight, rules,
     )  # fmt: skip
     if groups > 1:
         merged = like_rows(q, d)

@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic, overload
 
@@ -47,8 +46,9 @@ def memory(x, b, h, i, n, like):  # type: ignore[no-untyped-def]
 
 
 @jit
-def ranges(n_keys, causal, window, cuts, first, last):  # type: ignore[no-untyped-def]
-    """Fill first and last (Nq,). window 0: none; cuts (address of int64, 0 for one sequence)."""
+def ranges(n_keys, sight, first, last):  # type: ignore[no-untyped-def]
+    """Fill first and last (Nq,). sight: causal; window, 0 for none; address of cu_seqlens, 0 for one sequence."""
+    causal, window, cuts = sight
     n_queries, segment = len(first), 0
     begins = carray(pointer(cuts, np.int64(0)), n_queries + 1)
     for i in range(n_queries):
@@ -261,7 +261,7 @@ def like_rows(x: Any, width: int, zero: bool = False) -> Any:
 def broadcast_place(x: Any, kind: Any) -> tuple[Any, tuple[int, ...]]:
     """x, (..., Nq, Nk) with axes left out or of length 1, and (address, bytes along each of 4 axes).
 
-    Copied, but never along axes that it is repeated on, where rows are not contiguous or x is of another kind.
+    Copied where rows are not contiguous or x is of another kind, but not along axes that it is repeated on.
     """
     x = x.reshape((1,) * (4 - x.ndim) + x.shape)
     if x.dtype != kind or (x.shape[3] > 1 and x.strides[3] not in (0, x.itemsize)):
@@ -271,4 +271,4 @@ def broadcast_place(x: Any, kind: Any) -> tuple[Any, tuple[int, ...]]:
     return x, (address(x), *steps)
 
 
-NOTHING = (0, 0, 0, 0, 0)
+NOTHING: tuple[int, ...] = (0, 0, 0, 0, 0)

@@ -97,4 +97,4 @@ def call(typing, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type:
 @jit
 def gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
     if m > 0 and n > 0:
-        call(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)
+        call(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)  # type: ignore[call-arg]

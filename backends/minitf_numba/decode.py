@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .attention_tiles import LANES, adjust, cap, clear, exponentials, largest, memory, place, ranges
+from .attention_tiles import LANES, adjust, cap, clear, exponentials, largest, memory, ranges
 from .runtime import CORES, jit, parallel_jit, parts, prange
 from .vector import exp
 
@@ -58,9 +58,10 @@ def weighted(x, values, step, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def piece(b, kv, j0, j1, sizes, q, k, v, mask, bias, slopes, first, last, scale, bound, s, lanes, part):  # type: ignore[no-untyped-def]
+def piece(b, kv, j0, j1, sizes, at, ends, rules, s, lanes, part):  # type: ignore[no-untyped-def]
     """part (R, dv + 2): o, m and z of the R queries that share key head kv, over keys j0 .. j1 - 1."""
     _, heads, kv_heads, n_queries, n_keys, d, dv = sizes
+    (q, k, v, _), (first, last), (mask, bias, slopes, scale, bound) = at, ends, rules
     repeat, size = heads // kv_heads, s.itemsize
     for r in range(repeat * n_queries):
         h, i = kv * repeat + r // n_queries, r % n_queries
@@ -109,66 +110,29 @@ def merge(b, kv, sizes, pieces, o, kept, like):  # type: ignore[no-untyped-def]
 
 
 @parallel_jit
-def decode_all(
-    cut,
-    start,
-    chunks,
-    pieces,
-    s,
-    lanes,
-    first,
-    last,
-    sizes,
-    q,
-    k,
-    v,
-    o,
-    kept,
-    mask,
-    bias,
-    slopes,
-    causal,
-    window,
-    cuts,
-    scale,
-    bound,
-):  # type: ignore[no-untyped-def]
+def decode_all(start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, dv = sizes
-    ranges(n_keys, causal, window, cuts, first, last)
+    ranges(n_keys, sight, ends[0], ends[1])
+    cut = len(s)
     units = batch * kv_heads * chunks
     for p in prange(cut):
         for unit in range(units * p // cut, units * (p + 1) // cut):
-            at, chunk = unit // chunks, unit % chunks
+            head, chunk = unit // chunks, unit % chunks
             j0 = (start + chunk) * CHUNK
-            piece(at // kv_heads, at % kv_heads, j0, min(j0 + CHUNK, n_keys), sizes, q, k, v, mask, bias,
-                  slopes, first, last, scale, bound, s[p], lanes[p], pieces[at, chunk])  # fmt: skip
-    for at in range(batch * kv_heads):
-        merge(at // kv_heads, at % kv_heads, sizes, pieces[at], o, kept, scale)
+            piece(head // kv_heads, head % kv_heads, j0, min(j0 + CHUNK, n_keys), sizes, at, ends, rules, s[p],
+                  lanes[p], pieces[head, chunk])  # fmt: skip
+    for head in range(batch * kv_heads):
+        merge(head // kv_heads, head % kv_heads, sizes, pieces[head], at[3], kept, rules[3])
 
 
-def decode(sizes: Any, q: Any, k: Any, v: Any, o: Any, kept: Any, rules: Any) -> None:
+def decode(sizes: Any, at: Any, kept: Any, sight: Any, rules: Any) -> None:
     b, h, kv, n, m, d, dv = sizes
     # Chunks before the window of the first query are left out; with few queries the rest are seen.
-    window = rules[4]
+    window = sight[1]
     start = max(m - n - window + 1, 0) // CHUNK if window else 0
     chunks = -(-m // CHUNK) - start
     cut, rows = parts(b * kv * chunks, b * h * n * m * (d + dv) // 8, CORES), n * (h // kv)
-    pieces = np.empty((b * kv, chunks, rows, dv + 2), q.dtype)
-    s, lanes = np.empty((cut, rows, CHUNK), q.dtype), np.empty((cut, 4 * LANES), q.dtype)
-    ends = np.empty((2, n), np.int64)
-    decode_all(
-        cut,
-        start,
-        chunks,
-        pieces,
-        s,
-        lanes,
-        *ends,
-        sizes,
-        place(q),
-        place(k),
-        place(v),
-        place(o),
-        kept,
-        *rules,
-    )
+    pieces = np.empty((b * kv, chunks, rows, dv + 2), kept.dtype)
+    s, lanes = np.empty((cut, rows, CHUNK), kept.dtype), np.empty((cut, 4 * LANES), kept.dtype)
+    ends = tuple(np.empty((2, n), np.int64))
+    decode_all(start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules)

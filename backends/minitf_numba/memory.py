@@ -1,8 +1,8 @@
 """Memory that is used again.
 
 The system zeroes every page of fresh memory at its first touch, which costs a training step about as much as
-its elementwise work. glibc gives arrays above 32 MiB at most, and often above 128 KiB, back to the system when
-they are freed; told not to, it hands the same pages to the next array. Other C libraries are left alone.
+its elementwise work. glibc gives large arrays back to the system when they are freed; told not to, it hands
+the same pages to the next array. Other C libraries are left alone.
 """
 
 from __future__ import annotations

@@ -55,4 +55,5 @@ def share() -> None:
     """Give Numba `count` threads."""
     import numba
 
-    numba.set_num_threads(min(count(), numba.config.NUMBA_NUM_THREADS))
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(count(), most))

@@ -122,10 +122,9 @@ def select(row, k, best, more, spare):  # type: ignore[no-untyped-def]
 
 
 @jit
-def select_rows(lo, hi, x, k, values, index):  # type: ignore[no-untyped-def]
-    more, spare = np.zeros(k, np.intp), np.zeros(k, np.intp)
+def select_rows(lo, hi, x, k, values, index, scratch):  # type: ignore[no-untyped-def]
     for i in range(lo, hi):
-        select(x[i], k, index[i], more, spare)
+        select(x[i], k, index[i], scratch[0], scratch[1])
         for s in range(k):
             values[i, s] = x[i, index[i, s]]
 
@@ -140,13 +139,13 @@ def place_rows(lo, hi, g, index, dx):  # type: ignore[no-untyped-def]
 
 
 @parallel_jit
-def select_all(cut, x, k, values, index):  # type: ignore[no-untyped-def]
+def select_all(cut, x, k, values, index, scratch):  # type: ignore[no-untyped-def]
     n = len(x)
     if cut == 1:
-        select_rows(0, n, x, k, values, index)
+        select_rows(0, n, x, k, values, index, scratch[0])
     else:
         for p in prange(cut):
-            select_rows(n * p // cut, n * (p + 1) // cut, x, k, values, index)
+            select_rows(n * p // cut, n * (p + 1) // cut, x, k, values, index, scratch[p])
 
 
 @parallel_jit
@@ -188,7 +187,8 @@ def forward(x: Any, k: int, axis: int) -> tuple[Any, Any]:
     rows = as_rows(x, axis)
     values, index = np.empty((len(rows), k), x.dtype), np.empty((len(rows), k), np.intp)
     if k:
-        select_all(parts(len(rows), 2 * rows.size + 64 * values.size), rows, k, values, index)
+        cut = parts(len(rows), 2 * rows.size + 64 * values.size)
+        select_all(cut, rows, k, values, index, np.empty((cut, 2, k), np.intp))
     return (as_before(values, x.shape, axis), as_before(index, x.shape, axis)), (index, x.shape, axis)
 
 

@@ -2,10 +2,11 @@
 
     check_kernel("layer_norm", "numba", {"x": x, "weight": w, "bias": None}, dtype="float32")
 
-How far a kernel may be off is earned by the definition: it is run in float32 and in float64, and a kernel may
-have twice the difference, in float64 scaled by the ratio of the precisions, and a few roundings. Besides,
-outputs are written in full, arguments are left alone, and two runs agree in every bit, as do views of other
-memory layouts.
+How far a kernel may be off is earned by the definition: it is run in float32 and in float64, and the
+difference is its own error. A kernel may have twice that and a few roundings. In float64 there is nothing more
+exact to compare with: the own error is taken to be that of float32 by the ratio of the precisions, and since
+the definition has it too, a kernel may differ by three times that. Besides, outputs are written in full,
+arguments are left alone, and two runs agree in every bit, as do views of other memory layouts.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from minitf.engine import Array, Tensor
 
 from .checks.backends import poisoned
 
-# Roundings that any kernel is allowed, in units of the precision times the largest value.
-ROUNDINGS = 16
+# Roundings that any kernel is allowed, in units of the precision times the largest value. In float64 those of
+# the definition come on top.
+ROUNDINGS = {"float32": 16, "float64": 32}
 
 
 def computed(name: str, mode: str, args: Mapping[str, Any], dtype: str, seed: int) -> dict[str, Array]:
@@ -129,14 +131,15 @@ def error_of(plain: Array, precise: Array) -> float:
 
 
 def close(words: str, value: Array, exact: Array, own: float, dtype: str) -> None:
-    """Assert that `value` is off by at most twice the definition's `own` error and a few roundings."""
+    """Assert that `value` is off by no more than the definition's `own` error allows."""
     finite = np.isfinite(exact)
     assert np.array_equal(value[~finite], exact[~finite].astype(dtype), equal_nan=True), (
         f"{words} has infinities or NaN in other places than the definition"
     )
     value, exact = value[finite], exact[finite]
     scale = np.max(np.abs(exact), initial=1.0)
-    allowed = 2 * own + ROUNDINGS * np.finfo(dtype).eps * scale
+    times = 2 if dtype == "float32" else 3
+    allowed = times * own + ROUNDINGS[dtype] * np.finfo(dtype).eps * scale
     error = np.max(np.abs(value - exact), initial=0.0)
     assert error <= allowed, f"{words} is off by {error:.3g}; the definition's own error allows {allowed:.3g}"
 

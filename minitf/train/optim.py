@@ -92,16 +92,15 @@ class Optimizer:
     def step(self) -> None:
         """Move every parameter that has a gradient.
 
-        While a backend is in use (`mt.use`) that has this update in one pass, it takes the arrays it can.
+        A backend in use (`mt.use`) that has this update in one pass takes the arrays it can.
         """
-        fused = None
-        for module in engaged(active()):
-            fused = fused or getattr(module, "update", lambda name: None)(type(self).__name__)
+        name = type(self).__name__
+        fused = [module.update(name) for module in engaged(active()) if hasattr(module, "update")]
         for group in self.groups:
-            moving = [
-                (p.data, p.grad.data, self._remembered(p)) for p in group["params"] if p.grad is not None
-            ]
-            for p, g, state in moving if fused is None else fused(moving, group):
+            left = [(p.data, p.grad.data, self._remembered(p)) for p in group["params"] if p.grad is not None]
+            for update in fused:
+                left = left if update is None else update(left, group)
+            for p, g, state in left:
                 self.update(p, g, state, **group)
 
     def update(self, p: Array, g: Array, state: dict[str, Any], **options: Any) -> None:

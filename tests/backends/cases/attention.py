@@ -42,8 +42,8 @@ def attention_cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, A
     )
     yield "nothing visible", case(20, mask=np.zeros((20, 20), bool))
     for label, shape in (
-        ("pairs", (2, 2, 140, 140)), ("heads", (2, 140, 140)), ("all", (140, 140)), ("batches", (2, 1, 140, 140)),
-        ("keys", (140,)), ("queries", (2, 140, 1)), ("nothing", (1, 1, 1, 1)),
+        ("pairs", (2, 2, 140, 140)), ("heads", (2, 140, 140)), ("all", (140, 140)),
+        ("batches", (2, 1, 140, 140)), ("keys", (140,)), ("queries", (2, 140, 1)), ("nothing", (1, 1, 1, 1)),
     ):  # fmt: skip
         yield f"bias of {label}", case(140, b=2, causal=label != "queries", bias=rng.standard_normal(shape))
     yield "bias and grouped heads", case(30, 140, b=2, h=4, kv=2, bias=rng.standard_normal((4, 30, 140)))
