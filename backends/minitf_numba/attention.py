@@ -120,6 +120,8 @@ def forward_all(tile, s, lanes, first, last, sizes, at, kept, sight, rules):  # 
     cut, queries, keys = len(s), tile[0], tile[1]
     blocks = -(-n_queries // queries)
     units = batch * heads * blocks
+    # Taken apart here: nested tuples do not pass into a parallel loop.
+    (q, k, v, o), (mask, bias, slopes, scale, bound) = at, rules
     for p in prange(cut):
         for turn in range(-(-units // cut)):
             unit = turn * cut + (cut - 1 - np.int64(p) if turn % 2 else np.int64(p))
@@ -127,7 +129,8 @@ def forward_all(tile, s, lanes, first, last, sizes, at, kept, sight, rules):  # 
                 head, i0 = unit // blocks, unit % blocks * queries
                 b, h, i1 = head // heads, head % heads, min(i0 + queries, n_queries)
                 mine = (b, h, h * kv_heads // heads, i0, i1)
-                block(mine, keys, sizes, at, kept, (first, last), rules, (s[p], lanes[p]))
+                block(mine, keys, sizes, (q, k, v, o), kept, (first, last), (mask, bias, slopes, scale, bound),
+                      (s[p], lanes[p]))  # fmt: skip
 
 
 REAL = (np.float32, np.float64)

@@ -161,20 +161,22 @@ def key_block(unit, queries, sizes, at, kept, delta, to, falls, ends, rules, scr
 
 
 @parallel_jit
-def backward_all(groups, shared, scratch, ends, sizes, at, glse, kept, delta, to, step, falls, sight, rules):  # type: ignore[no-untyped-def]
+def backward_all(groups, shared, scratch, ends, sizes, at, glse, kept, delta, to, step, falls, sight, rules):  # type: ignore[no-untyped-def] # noqa: E501
     batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
     s, t, fall = scratch
     cut, queries, keys = s.shape
-    ranges(n_keys, sight, ends[0], ends[1])
+    # Taken apart here: nested tuples do not pass into a parallel loop.
+    (q, k, v, g, o), (mask, bias, slopes, scale, bound) = at, rules
+    (dq, dk, dv_, dbias), (first, last) = to, ends
+    ranges(n_keys, sight, first, last)
     rows = batch * heads * n_queries
     for p in prange(cut):
-        differences(rows * p // cut, rows * (p + 1) // cut, sizes, at[3], at[4], glse, delta, rules[3])
+        differences(rows * p // cut, rows * (p + 1) // cut, sizes, g, o, glse, delta, scale)
     batch_units, head_units = 1 if shared[0] else batch, 1 if shared[1] else kv_heads
     units, blocks, repeat = batch_units * head_units * groups, -(-n_keys // keys), heads // kv_heads
     for p in prange(cut):
         for unit in range(units * p // cut, units * (p + 1) // cut):
             ub, uh, group = unit // groups // head_units, unit // groups % head_units, unit % groups
-            dq, dk, dv_, dbias = to
             mine = ((dq[0] + group * step, dq[1], dq[2], dq[3]), dk, dv_, dbias)
             for b in range(ub, batch, batch_units):
                 for kv in range(uh, kv_heads, head_units):
@@ -183,8 +185,9 @@ def backward_all(groups, shared, scratch, ends, sizes, at, glse, kept, delta, to
                         if block < blocks:
                             j0, j1 = block * keys, min(block * keys + keys, n_keys)
                             for h in range(kv * repeat, kv * repeat + repeat):
-                                key_block((b, h, kv, j0, j1), queries, sizes, at, kept, delta, mine,
-                                          falls[group], ends, rules, (s[p], t[p], fall[p]))  # fmt: skip
+                                key_block((b, h, kv, j0, j1), queries, sizes, (q, k, v, g, o), kept, delta, mine,
+                                          falls[group], (first, last), (mask, bias, slopes, scale, bound),
+                                          (s[p], t[p], fall[p]))  # fmt: skip
 
 
 def groups_of(units: int, blocks: int) -> int:

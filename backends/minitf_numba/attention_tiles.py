@@ -29,7 +29,7 @@ LANES = 32
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def pointer(typing, address, like):  # type: ignore[no-untyped-def]
+def pointer(typing, address, like=None):  # type: ignore[no-untyped-def]
     """The integer `address` as a pointer to numbers of the type of `like`."""
     kind = types.CPointer(like)
 
@@ -47,7 +47,7 @@ def memory(x, b, h, i, n, like):  # type: ignore[no-untyped-def]
 
 @jit
 def ranges(n_keys, sight, first, last):  # type: ignore[no-untyped-def]
-    """Fill first and last (Nq,). sight: causal; window, 0 for none; address of cu_seqlens, 0 for one sequence."""
+    """Fill first and last (Nq,). sight: causal; window, 0 for none; address of cu_seqlens, 0 for none."""
     causal, window, cuts = sight
     n_queries, segment = len(first), 0
     begins = carray(pointer(cuts, np.int64(0)), n_queries + 1)

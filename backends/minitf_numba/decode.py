@@ -112,17 +112,20 @@ def merge(b, kv, sizes, pieces, o, kept, like):  # type: ignore[no-untyped-def]
 @parallel_jit
 def decode_all(start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, dv = sizes
-    ranges(n_keys, sight, ends[0], ends[1])
+    # Taken apart here: nested tuples do not pass into a parallel loop.
+    (q, k, v, o), (mask, bias, slopes, scale, bound), (first, last) = at, rules, ends
+    ranges(n_keys, sight, first, last)
     cut = len(s)
     units = batch * kv_heads * chunks
     for p in prange(cut):
         for unit in range(units * p // cut, units * (p + 1) // cut):
             head, chunk = unit // chunks, unit % chunks
             j0 = (start + chunk) * CHUNK
-            piece(head // kv_heads, head % kv_heads, j0, min(j0 + CHUNK, n_keys), sizes, at, ends, rules, s[p],
-                  lanes[p], pieces[head, chunk])  # fmt: skip
+            piece(head // kv_heads, head % kv_heads, j0, min(j0 + CHUNK, n_keys), sizes, (q, k, v, o),
+                  (first, last), (mask, bias, slopes, scale, bound), s[p], lanes[p],
+                  pieces[head, chunk])  # fmt: skip
     for head in range(batch * kv_heads):
-        merge(head // kv_heads, head % kv_heads, sizes, pieces[head], at[3], kept, rules[3])
+        merge(head // kv_heads, head % kv_heads, sizes, pieces[head], o, kept, scale)
 
 
 def decode(sizes: Any, at: Any, kept: Any, sight: Any, rules: Any) -> None:

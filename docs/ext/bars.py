@@ -9,6 +9,10 @@ from typing import Any
 from minitf.viz.picture import BLUE, GREEN, ORANGE, Picture
 from minitf.viz.variant import frame
 
+COLOURS = (BLUE, ORANGE, GREEN, "#8c6bb1", "#969696", "#d6616b")
+# What a longer bar says, where it is not "slower".
+MEANING = {"GB/s": "longer is faster", "power of N": "1 is linear"}
+
 
 def draw_bars(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Medians of a benchmark as bars, quartiles as lines; a group for a case, a colour for a library."""
@@ -16,18 +20,25 @@ def draw_bars(rows: Sequence[dict[str, Any]], file: Path) -> None:
     libraries = list(dict.fromkeys(row["library"] for row in rows))
     picture = Picture(6.0, 1.0 + 0.26 * len(cases) * (len(libraries) + 0.8))
     axes = picture.subplots()
+    named: set[str] = set()
     for row in rows:
         i = libraries.index(row["library"])
         place = cases.index(row["case"]) + (i - (len(libraries) - 1) / 2) * 0.8 / len(libraries)
         error = [[row["median"] - row["low"]], [row["high"] - row["median"]]]
         axes.barh(
-            place, row["median"], 0.75 / len(libraries), color=(BLUE, ORANGE, GREEN)[i % 3], xerr=error,
-            label=row["library"] if row["case"] == cases[0] else None,
+            place, row["median"], 0.75 / len(libraries), color=COLOURS[i % len(COLOURS)], xerr=error,
+            label=None if row["library"] in named else row["library"],
         )  # fmt: skip
+        named.add(row["library"])
     frame(axes)
     axes.set_box_aspect(None)
     axes.set_yticks(range(len(cases)), cases)
     axes.invert_yaxis()
-    axes.set_xlabel(f"{rows[0]['unit']}; shorter is faster")
+    unit = rows[0]["unit"]
+    medians = [row["median"] for row in rows]
+    if max(medians) > 20 * min(medians):
+        axes.set_xscale("log")
+        unit += " (logarithmic)"
+    axes.set_xlabel(f"{unit}; {MEANING.get(rows[0]['unit'], 'shorter is faster')}")
     axes.legend(frameon=False)
     picture.finish(file)

@@ -224,7 +224,7 @@ class AttentionSinks(Module):
     def start(self, batch: int) -> SinkCache:
         """The empty cache; with a learned sink, the cache that holds it."""
         with no_grad():
-            nothing = ops.zeros((batch, 0, self.wq.weight.shape[0]), dtype=self.wq.weight.dtype)
+            nothing = ops.zeros((batch, 0, self.wq.weight.shape[0]), like=self.wq.weight)
             _, k, v = self._heads(self._with_sink(nothing, None)[0])
             return SinkCache(k.data, v.data)
 

@@ -175,7 +175,7 @@ class CombinerFixed(Module):
         """A (B, H, N, N): the output where value j is the unit vector j."""
         q, k, _ = self._heads(x)
         n = x.shape[1]
-        return self._mix(q, k, ops.broadcast_to(ops.eye(n, dtype=x.dtype), (*q.shape[:2], n, n)), mask)
+        return self._mix(q, k, ops.broadcast_to(ops.eye(n, like=x), (*q.shape[:2], n, n)), mask)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         visible = visible_keys(mask, q.shape[0], q.shape[2])

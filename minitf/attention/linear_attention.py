@@ -112,7 +112,7 @@ def linear(
     if not causal:
         # (q k^T) v = q (k^T v)
         return q @ (k.mT @ v), None
-    return ops.gated_scan(q, k, v, ops.zeros((*q.shape[:3], 1), dtype=q.dtype), state, chunk)
+    return ops.gated_scan(q, k, v, ops.zeros((*q.shape[:3], 1), like=q), state, chunk)
 
 
 def normalised(
@@ -125,7 +125,7 @@ def normalised(
     eps: float = 1e-6,
 ) -> tuple[Tensor, Any]:
     """o (B, H, N, dv) and the last [S, z] (B, H, dk, dv + 1): ones beside v sum up the weights."""
-    ones = ops.ones((*v.shape[:3], 1), dtype=v.dtype)
+    ones = ops.ones((*v.shape[:3], 1), like=v)
     both, state = linear(q, k, ops.concat([v, ones], axis=-1), state, causal, chunk)
     return both[..., :-1] / (both[..., -1:] + eps), state
 
@@ -193,7 +193,7 @@ class LinearAttention(Module):
     def start(self, batch: int) -> Tensor:
         """The empty memory [S, z] (B, H, dk, dv + 1), or S alone if nothing is normalised."""
         width = self.dv + 1 if self.normalize else self.dv
-        return ops.zeros((batch, self.heads, self.dk, width), dtype=self.wq.weight.dtype)
+        return ops.zeros((batch, self.heads, self.dk, width), like=self.wq.weight)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""

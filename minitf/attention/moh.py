@@ -178,7 +178,7 @@ class MoH(Module):
         """r (B, N, R) and T as booleans (B, N, R)."""
         if self.learned:
             n = self.heads - self.shared
-            r = ops.softmax(self.router(x)) if self.router else ops.ones((*x.shape[:2], n), dtype=x.dtype)
+            r = ops.softmax(self.router(x)) if self.router else ops.ones((*x.shape[:2], n), like=x)
             return r, largest(r, self.routed)
         q = ops.split_heads(self.wq(x), self.heads)[:, self.shared :]
         # |q_h| for routed heads: (B, N, R). The slope of the square root at 0 is infinite.
@@ -192,7 +192,7 @@ class MoH(Module):
 
     def head_weights(self, x: Tensor) -> Tensor:
         """How much each head counts for each token: (B, N, H), 0 for those that were not chosen."""
-        ones = ops.ones((*x.shape[:2], self.shared), dtype=x.dtype)
+        ones = ops.ones((*x.shape[:2], self.shared), like=x)
         if self.routed == 0:
             return ones if self.shared_gate is None else self.shared * ops.softmax(self.shared_gate(x))
         r, chosen = self.probabilities(x)
@@ -210,7 +210,7 @@ class MoH(Module):
     def auxiliary_loss(self, x: Tensor) -> Tensor:
         """What training should add for x (B, N, D): balance * the balance loss of routed heads, a scalar."""
         if self.routed == 0:
-            return ops.zeros((), dtype=x.dtype)
+            return ops.zeros((), like=x)
         r, chosen = self.probabilities(x)
         share = r.mean(axis=(0, 1)) * chosen.mean(axis=(0, 1)).astype(r.dtype)
         return self.balance * r.shape[-1] * share.sum()

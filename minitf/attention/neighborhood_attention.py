@@ -193,7 +193,7 @@ class NeighborhoodAttention(Module):
         s = s if self.table is None else s + self.bias(window)
         p = ops.softmax(ops.where(window.visible, s, -math.inf))
         index = np.broadcast_to(window.keys, p.shape)
-        return ops.put_along_axis(ops.zeros((*q.shape[:3], q.shape[2]), dtype=x.dtype), index, p)
+        return ops.put_along_axis(ops.zeros((*q.shape[:3], q.shape[2]), like=x), index, p)
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Window]:
         """q, k, v (B, H, N, d) and the windows."""

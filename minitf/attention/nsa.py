@@ -77,7 +77,7 @@ def per_query(q: Tensor, k: Tensor, v: Tensor, visible: Any) -> Tensor:
 def compressed(q: Tensor, kc: Tensor, vc: Tensor, t: Array, sizes: Sizes) -> tuple[Tensor, Tensor]:
     """o_cmp (B, H, Nq, d) and p (B, H, Nq, C). t: the positions of the queries."""
     if not kc.shape[2]:
-        return ops.zeros_like(q), ops.zeros((*q.shape[:3], 0), dtype=q.dtype)
+        return ops.zeros_like(q), ops.zeros((*q.shape[:3], 0), like=q)
     ends = np.arange(kc.shape[2]) * sizes.stride + sizes.length - 1
     p = ops.attention_weights(q, kc, mask=ends <= t[:, None])
     return ops.apply_weights(p, vc), p

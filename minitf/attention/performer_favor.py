@@ -142,7 +142,7 @@ class Memory(NamedTuple):
     def empty(cls, batch: int, heads: int, d: int, phi: FeatureMap) -> Memory:
         """S = 0 and no largest exponent, for values of width d."""
         m = phi(phi.om[:1]).shape[-1]
-        sums = ops.zeros((batch, heads, m, d + 1), dtype=phi.om.dtype)
+        sums = ops.zeros((batch, heads, m, d + 1), like=phi.om)
         return cls(sums, np.full((batch, heads, 1, 1), -np.inf, phi.om.dtype))
 
 
@@ -221,7 +221,7 @@ class PerformerFavor(Module):
     def weights(self, x: Tensor, *, mask: Any = None) -> Tensor:
         """The weights (B, H, N, N) the features stand for: the output where value j is unit vector j."""
         q, k, v = self._heads(x)
-        unit = ops.broadcast_to(ops.eye(x.shape[1], dtype=x.dtype), (*v.shape[:3], x.shape[1]))
+        unit = ops.broadcast_to(ops.eye(x.shape[1], like=x), (*v.shape[:3], x.shape[1]))
         return self._mix(q, k, unit, mask)
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:

@@ -143,8 +143,8 @@ def tiled(
         q_tile = q[:, :, queries.start : queries.stop]
         shape = (b, h, len(queries), 1)
         # The largest score so far, sum of exp(s - m), and that sum with values.
-        m, z = np.full(shape, -np.inf, q.dtype), ops.zeros(shape, dtype=q.dtype)
-        o = ops.zeros((b, h, len(queries), v.shape[-1]), dtype=q.dtype)
+        m, z = np.full(shape, -np.inf, q.dtype), ops.zeros(shape, like=q)
+        o = ops.zeros((b, h, len(queries), v.shape[-1]), like=q)
         for column in np.flatnonzero(kinds[row]):
             keys = span(int(column), tile, s_len)
             k_tile, v_tile = (x[:, :, keys.start : keys.stop] for x in (k, v))

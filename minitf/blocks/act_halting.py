@@ -174,8 +174,8 @@ class ACTHalting(Module):
         """x (..., D); apply: (step, u) -> Block(u). every_step: go on to T even if no token is running."""
         tokens = x.shape[:-1]
         running = np.ones(tokens, dtype=bool)
-        h = remainders = ops.zeros(tokens, dtype=x.dtype)
-        n, out, s = np.zeros(tokens, dtype=x.dtype), ops.zeros_like(x), x
+        h = remainders = ops.zeros(tokens, like=x)
+        n, out, s = np.zeros(tokens, like=x), ops.zeros_like(x), x
         weights, states = [], []
         for t in range(self.max_steps):
             if not (every_step or running.any()):

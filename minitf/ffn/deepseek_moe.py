@@ -179,7 +179,7 @@ class DeepSeekMoE(Module):
     def auxiliary_loss(self, x: Tensor) -> Tensor:
         """What training should add for x (B, N, D): balance * the mean over sequences of L, a scalar."""
         if not self.k:
-            return ops.zeros((), dtype=x.dtype)
+            return ops.zeros((), like=x)
         s = self.scores(x)
         # f sums to k: divided by k, an even use gives 1.
         loss = balance_loss(s / (s.sum(axis=-1, keepdims=True) + 1e-20), selection(s, self.k)) / self.k

@@ -76,7 +76,7 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Any = None) 
 
     q, k: (B, H, N, dk). v: (B, H, N, dv). beta: (B, H, N, 1).
     """
-    s = ops.zeros((*q.shape[:2], q.shape[-1], v.shape[-1]), dtype=q.dtype) if state is None else state
+    s = ops.zeros((*q.shape[:2], q.shape[-1], v.shape[-1]), like=q) if state is None else state
     rows = []
     for t in range(q.shape[2]):
         q_t, k_t, v_t, beta_t = (a[:, :, t : t + 1] for a in (q, k, v, beta))
@@ -152,7 +152,7 @@ class DeltaNet(Module):
 
     def start(self, batch: int) -> Memory:
         """The empty memory."""
-        s = ops.zeros((batch, self.heads, self.dk, self.dv), dtype=self.wq.weight.dtype)
+        s = ops.zeros((batch, self.heads, self.dk, self.dv), like=self.wq.weight)
         return Memory(self.conv_q.start(batch), self.conv_k.start(batch), self.conv_v.start(batch), s)
 
     def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:

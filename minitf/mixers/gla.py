@@ -66,7 +66,7 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Any = None) -> 
 
     q, k, g: (B, H, N, dk). v: (B, H, N, dv).
     """
-    s = ops.zeros((*q.shape[:2], q.shape[-1], v.shape[-1]), dtype=q.dtype) if state is None else state
+    s = ops.zeros((*q.shape[:2], q.shape[-1], v.shape[-1]), like=q) if state is None else state
     rows = []
     for t in range(q.shape[2]):
         # S = diag(exp(g_t)) S + k_t^T v_t: (B, H, dk, dv)
@@ -139,7 +139,7 @@ class GLA(Module):
 
     def start(self, batch: int) -> Memory:
         """The empty memory."""
-        s = ops.zeros((batch, self.heads, self.dk, self.dv), dtype=self.wq.weight.dtype)
+        s = ops.zeros((batch, self.heads, self.dk, self.dv), like=self.wq.weight)
         return Memory(s, tuple(conv.start(batch) for conv in self.convs))
 
     def step(self, x: Tensor, state: Memory) -> tuple[Tensor, Memory]:

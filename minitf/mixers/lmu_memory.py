@@ -147,7 +147,7 @@ class LMUMemory(Module):
 
     def start(self, batch: int) -> Tensor:
         """The empty memory m (B, n)."""
-        return ops.zeros((batch, self.bd.shape[0]), dtype=self.bd.dtype)
+        return ops.zeros((batch, self.bd.shape[0]), like=self.bd)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One token x (B, D) after those in `state`: (B, hidden) and the new state. No gradients pass."""

@@ -165,7 +165,7 @@ class Mamba2(Module):
 
     def start(self, batch: int) -> State:
         """The state before the first token."""
-        s = ops.zeros((batch, self.heads, self.states, self.head_dim), dtype=self.win.weight.dtype)
+        s = ops.zeros((batch, self.heads, self.states, self.head_dim), like=self.win.weight)
         return State(self.conv.start(batch), s)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

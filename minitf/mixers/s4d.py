@@ -185,7 +185,7 @@ class S4D(Module):
 
     def start(self, batch: int) -> Tensor:
         """x before the first token: complex zeros (B, D, n/2)."""
-        zeros = ops.zeros((batch, *self.c_real.shape), dtype=self.d.dtype)
+        zeros = ops.zeros((batch, *self.c_real.shape), like=self.d)
         return ops.complex(zeros, zeros)
 
     def step(self, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

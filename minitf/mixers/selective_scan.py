@@ -130,7 +130,7 @@ class SelectiveScan(Module):
 
     def start(self, batch: int) -> Tensor:
         """x before the first token: zeros (B, E, n)."""
-        return ops.zeros((batch, *self.a_log.shape), dtype=self.a_log.dtype)
+        return ops.zeros((batch, *self.a_log.shape), like=self.a_log)
 
     def step(
         self, u: Tensor, state: Tensor, delta: Tensor, b: Tensor, c: Tensor, z: Tensor | None = None

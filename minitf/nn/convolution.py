@@ -74,7 +74,7 @@ class ShortConv(Module):
 
     def start(self, batch: int) -> Tensor:
         """The state before the first token: W - 1 zeros for each channel, (B, W - 1, C)."""
-        return ops.zeros((batch, self.weight.shape[0] - 1, self.weight.shape[2]), dtype=self.weight.dtype)
+        return ops.zeros((batch, self.weight.shape[0] - 1, self.weight.shape[2]), like=self.weight)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, N, C) after those in `state` -> y (B, N, C), and the new state: the last W - 1 inputs."""

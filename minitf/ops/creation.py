@@ -1,24 +1,37 @@
-"""New tensors from nothing. They are constants until `requires_grad` is set."""
+"""New tensors from nothing. They are constants until `requires_grad` is set.
+
+`like`, where it can be given: a tensor or an array. What is made lives where it lives, in its dtype.
+"""
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from minitf.engine import Tensor
+from minitf.engine import Tensor, array_module
 
 Shape = int | tuple[int, ...]
 
 
-def zeros(shape: Shape, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+def beside(like: Any, dtype: Any) -> tuple[ModuleType, Any]:
+    """The library that makes arrays where `like` lives, and its dtype; NumPy and `dtype` where it is None."""
+    if like is None:
+        return np, dtype
+    return array_module(like.data if isinstance(like, Tensor) else like), like.dtype
+
+
+def zeros(shape: Shape, dtype: Any = "float32", requires_grad: bool = False, like: Any = None) -> Tensor:
     """Zeros of the given shape."""
-    return Tensor(np.zeros(shape, dtype=dtype), requires_grad)
+    xp, dtype = beside(like, dtype)
+    return Tensor(xp.zeros(shape, dtype=dtype), requires_grad)
 
 
-def ones(shape: Shape, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+def ones(shape: Shape, dtype: Any = "float32", requires_grad: bool = False, like: Any = None) -> Tensor:
     """Ones of the given shape."""
-    return Tensor(np.ones(shape, dtype=dtype), requires_grad)
+    xp, dtype = beside(like, dtype)
+    return Tensor(xp.ones(shape, dtype=dtype), requires_grad)
 
 
 def full(shape: Shape, fill_value: float, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
@@ -33,9 +46,10 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any 
     )
 
 
-def eye(n: int, dtype: Any = "float32") -> Tensor:
+def eye(n: int, dtype: Any = "float32", like: Any = None) -> Tensor:
     """The identity matrix (n, n)."""
-    return Tensor(np.eye(n, dtype=dtype))
+    xp, dtype = beside(like, dtype)
+    return Tensor(xp.eye(n, dtype=dtype))
 
 
 def linspace(start: float, stop: float, num: int, dtype: Any = "float32") -> Tensor:

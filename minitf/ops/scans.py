@@ -91,7 +91,7 @@ def gated_scan(
         )
     if chunk < 1:
         raise ValueError(f"gated_scan: chunk must be at least 1, not {chunk}")
-    state = zeros((batch, heads, dk, v.shape[-1]), dtype=v.dtype) if state is None else state
+    state = zeros((batch, heads, dk, v.shape[-1]), like=v) if state is None else state
     q, k, v, g = (in_chunks(x, min(chunk, n)) for x in (q, k, v, g))
     # G, inclusive: (B, H, M, C, dk or 1)
     total = cumsum(g, axis=-2)
@@ -112,7 +112,7 @@ def inverse_of_unit_lower(a: Tensor) -> Tensor:
     """
     size, block = a.shape[-1], 1
     i = np.arange(size)
-    inverse = eye(size, dtype=a.dtype)
+    inverse = eye(size, like=a)
     while block < size:
         # The blocks A' of this size: odd block rows, and the block to the left of the diagonal.
         row, column = i[:, None] // block, i // block
@@ -164,8 +164,8 @@ def delta_rule(
         )
     if chunk < 1:
         raise ValueError(f"delta_rule: chunk must be at least 1, not {chunk}")
-    g = zeros(one, dtype=v.dtype) if g is None else g
-    state = zeros((batch, heads, dk, v.shape[-1]), dtype=v.dtype) if state is None else state
+    g = zeros(one, like=v) if g is None else g
+    state = zeros((batch, heads, dk, v.shape[-1]), like=v) if state is None else state
     q, k, v, beta, g = (in_chunks(x, min(chunk, n)) for x in (q, k, v, beta, g))
     # G, inclusive: (B, H, M, C, dk or 1)
     total = cumsum(g, axis=-2)
@@ -269,7 +269,7 @@ def selective_scan(
         )
     if chunk < 1:
         raise ValueError(f"selective_scan: chunk must be at least 1, not {chunk}")
-    state = zeros((batch, *a.shape), dtype=u.dtype) if state is None else state
+    state = zeros((batch, *a.shape), like=u) if state is None else state
     rows = []
     for t in range(0, tokens, chunk):
         step = dt[:, t : t + chunk, :, None]
