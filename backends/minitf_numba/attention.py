@@ -129,8 +129,8 @@ def forward_all(tile, s, lanes, first, last, sizes, at, kept, sight, rules):  # 
                 head, i0 = unit // blocks, unit % blocks * queries
                 b, h, i1 = head // heads, head % heads, min(i0 + queries, n_queries)
                 mine = (b, h, h * kv_heads // heads, i0, i1)
-                block(mine, keys, sizes, (q, k, v, o), kept, (first, last), (mask, bias, slopes, scale, bound),
-                      (s[p], lanes[p]))  # fmt: skip
+                block(mine, keys, sizes, (q, k, v, o), kept, (first, last),
+                      (mask, bias, slopes, scale, bound), (s[p], lanes[p]))  # fmt: skip
 
 
 REAL = (np.float32, np.float64)

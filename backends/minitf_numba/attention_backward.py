@@ -161,7 +161,7 @@ def key_block(unit, queries, sizes, at, kept, delta, to, falls, ends, rules, scr
 
 
 @parallel_jit
-def backward_all(groups, shared, scratch, ends, sizes, at, glse, kept, delta, to, step, falls, sight, rules):  # type: ignore[no-untyped-def] # noqa: E501
+def backward_all(groups, shared, scratch, ends, sizes, at, glse, kept, delta, to, step, falls, sight, rules):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
     s, t, fall = scratch
     cut, queries, keys = s.shape
@@ -185,8 +185,9 @@ def backward_all(groups, shared, scratch, ends, sizes, at, glse, kept, delta, to
                         if block < blocks:
                             j0, j1 = block * keys, min(block * keys + keys, n_keys)
                             for h in range(kv * repeat, kv * repeat + repeat):
-                                key_block((b, h, kv, j0, j1), queries, sizes, (q, k, v, g, o), kept, delta, mine,
-                                          falls[group], (first, last), (mask, bias, slopes, scale, bound),
+                                key_block((b, h, kv, j0, j1), queries, sizes, (q, k, v, g, o), kept, delta,
+                                          mine, falls[group], (first, last),
+                                          (mask, bias, slopes, scale, bound),
                                           (s[p], t[p], fall[p]))  # fmt: skip
 
 
@@ -224,8 +225,9 @@ def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
     scratch, first = (s, t, np.empty((cut, keys), q.dtype)), dq if groups == 1 else dq[0]
     to = (place(first), place(dk), place(dv_), dbias_at)
     backward_all(
-        groups, shared, scratch, tuple(np.empty((2, n), np.int64)), sizes, (*at[:3], place(g), at[3]), glse_at,
-        kept, np.empty((b, h, n), q.dtype), to, dq.strides[0] if groups > 1 else 0, falls, sight, rules,
+        groups, shared, scratch, tuple(np.empty((2, n), np.int64)), sizes, (*at[:3], place(g), at[3]),
+        glse_at, kept, np.empty((b, h, n), q.dtype), to, dq.strides[0] if groups > 1 else 0, falls, sight,
+        rules,
     )  # fmt: skip
     if groups > 1:
         merged = like_rows(q, d)

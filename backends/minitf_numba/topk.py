@@ -2,7 +2,7 @@
 
     forward: best = positions 0 .. k-1, sorted by rank
              for j = k .. n-1:   x_j before the last of best?
-                 small k: insert it      large k: collect it, and when k are collected: sort them, merge
+                 small k: insert it      large k: collect it, and when k are there: sort them, merge
     backward: dx = 0, dx at the positions = g
 
 Whatever ties with the last of best comes later than it, and stays out. Positions are sorted by merging, which
@@ -36,42 +36,45 @@ def before(a, b):  # type: ignore[no-untyped-def]
 
 
 @jit
-def insert(row, best, j, size):  # type: ignore[no-untyped-def]
-    """Put j in its place among the first `size` of the sorted list `best`; the last one falls out."""
-    s = size - 1
-    while s > 0 and before(row[j], row[best[s - 1]]):
+def insert(row, best, lo, j, hi):  # type: ignore[no-untyped-def]
+    """Put j in its place in the sorted list best[lo:hi]; the last one falls out."""
+    s = hi - 1
+    while s > lo and before(row[j], row[best[s - 1]]):
         best[s] = best[s - 1]
         s -= 1
     best[s] = j
 
 
 @jit
-def merge(row, left, right, out):  # type: ignore[no-untyped-def]
-    """Fill `out` with the first of two sorted lists, `left` holding the lower positions."""
-    i, j = 0, 0
-    for s in range(len(out)):
-        if i < len(left) and (j == len(right) or not before(row[right[j]], row[left[i]])):
-            out[s] = left[i]
+def merge(row, a, i, i_end, b, j, j_end, out, lo, hi):  # type: ignore[no-untyped-def]
+    """Fill out[lo:hi] with the first of two sorted lists, a[i:i_end] holding the lower positions."""
+    for s in range(lo, hi):
+        if i < i_end and (j == j_end or not before(row[b[j]], row[a[i]])):
+            out[s] = a[i]
             i += 1
         else:
-            out[s] = right[j]
+            out[s] = b[j]
             j += 1
 
 
 @jit
-def sort(row, a, spare):  # type: ignore[no-untyped-def]
-    """Sort the rising positions `a` by rank."""
-    n = len(a)
-    for lo in range(0, n, RUN):
-        for j in range(lo + 1, min(lo + RUN, n)):
-            insert(row, a[lo:], a[j], j - lo + 1)
+def sort(row, a, n, spare):  # type: ignore[no-untyped-def]
+    """Sort the rising positions a[:n] by rank."""
+    for j in range(n):
+        insert(row, a, j // RUN * RUN, a[j], j + 1)
     width = RUN
     while width < n:
         for lo in range(0, n, 2 * width):
             middle, hi = min(lo + width, n), min(lo + 2 * width, n)
-            merge(row, a[lo:middle], a[middle:hi], spare[lo:hi])
-        a[:] = spare[:n]
+            merge(row, a, lo, middle, a, middle, hi, spare, lo, hi)
+        copy(spare, a, n)
         width *= 2
+
+
+@jit
+def copy(a, b, n):  # type: ignore[no-untyped-def]
+    for i in range(n):
+        b[i] = a[i]
 
 
 @jit
@@ -85,40 +88,29 @@ def passed(row, j, worst):  # type: ignore[no-untyped-def]
 
 
 @jit
-def absorb(row, best, more, spare):  # type: ignore[no-untyped-def]
-    """Let `best` be the first of itself and of the rising positions `more`."""
-    sort(row, more, spare)
-    merge(row, best, more, spare)
-    best[:] = spare
-
-
-@jit
 def select(row, k, best, more, spare):  # type: ignore[no-untyped-def]
-    n = len(row)
-    if k <= SHORT:
-        for j in range(k):
-            insert(row, best, j, j + 1)
-    else:
+    """The first k positions of the row by rank; `more` and `spare` hold k + BLOCK."""
+    n, count = len(row), 0
+    if k > SHORT:
         for j in range(k):
             best[j] = j
-        sort(row, best, spare)
-    count = 0
-    for block in range(k, n, BLOCK):
-        if block + BLOCK <= n and passed(row, block, row[best[k - 1]]):
-            continue
-        for j in range(block, min(block + BLOCK, n)):
-            if not before(row[j], row[best[k - 1]]):
-                continue
-            if k <= SHORT:
-                insert(row, best, j, k)
-                continue
-            more[count] = j
-            count += 1
-            if count == k:
-                absorb(row, best, more, spare)
-                count = 0
-    if count:
-        absorb(row, best, more[:count], spare)
+        sort(row, best, k, spare)
+    for block in range(k if k > SHORT else 0, n, BLOCK):
+        end = min(block + BLOCK, n)
+        if block < k or end < block + BLOCK or not passed(row, block, row[best[k - 1]]):
+            for j in range(block, end):
+                if j >= k and not before(row[j], row[best[k - 1]]):
+                    continue
+                if k <= SHORT:
+                    insert(row, best, 0, j, min(j + 1, k))
+                else:
+                    more[count] = j
+                    count += 1
+        if count >= k or (count and end == n):
+            sort(row, more, count, spare)
+            merge(row, best, 0, k, more, 0, count, spare, 0, k)
+            copy(spare, best, k)
+            count = 0
 
 
 @jit
@@ -141,21 +133,15 @@ def place_rows(lo, hi, g, index, dx):  # type: ignore[no-untyped-def]
 @parallel_jit
 def select_all(cut, x, k, values, index, scratch):  # type: ignore[no-untyped-def]
     n = len(x)
-    if cut == 1:
-        select_rows(0, n, x, k, values, index, scratch[0])
-    else:
-        for p in prange(cut):
-            select_rows(n * p // cut, n * (p + 1) // cut, x, k, values, index, scratch[p])
+    for p in prange(cut):
+        select_rows(n * p // cut, n * (p + 1) // cut, x, k, values, index, scratch[p])
 
 
 @parallel_jit
 def place_all(cut, g, index, dx):  # type: ignore[no-untyped-def]
     n = len(dx)
-    if cut == 1:
-        place_rows(0, n, g, index, dx)
-    else:
-        for p in prange(cut):
-            place_rows(n * p // cut, n * (p + 1) // cut, g, index, dx)
+    for p in prange(cut):
+        place_rows(n * p // cut, n * (p + 1) // cut, g, index, dx)
 
 
 def supports(x: Any, k: Any, axis: Any) -> str | None:
@@ -188,7 +174,7 @@ def forward(x: Any, k: int, axis: int) -> tuple[Any, Any]:
     values, index = np.empty((len(rows), k), x.dtype), np.empty((len(rows), k), np.intp)
     if k:
         cut = parts(len(rows), 2 * rows.size + 64 * values.size)
-        select_all(cut, rows, k, values, index, np.empty((cut, 2, k), np.intp))
+        select_all(cut, rows, k, values, index, np.empty((cut, 2, k + BLOCK), np.intp))
     return (as_before(values, x.shape, axis), as_before(index, x.shape, axis)), (index, x.shape, axis)
 
 

@@ -32,7 +32,7 @@ from typing import Any, Self
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, Tensor
+from minitf.engine import Array, Tensor, array_module
 from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, Parameter, identity, init, positive
 
 CARD = Card(
@@ -70,7 +70,7 @@ def power_step(w: Array, u: Array) -> tuple[Array, Array]:
 def reparametrised(w: Tensor, gamma: Tensor, u: Array) -> tuple[Tensor, Array, float]:
     """W_hat of the shape of W (..., E), u' and sigma. All axes but the last are flattened to D."""
     flat = w.reshape((-1, w.shape[-1])).astype(u.dtype)
-    u, v = power_step(flat.numpy(), u)
+    u, v = power_step(flat.data, u)
     # sigma = u'^T W v: a scalar through which the gradient reaches W
     sigma = (Tensor(u[None]) @ flat @ Tensor(v[:, None])).sum()
     return w * (gamma / sigma).astype(w.dtype), u, sigma.item()
@@ -145,7 +145,7 @@ class SigmaReparam(Module):
         """W_hat (D, E). In training mode, and unless `update` is "manual", u and sigma move."""
         w_hat, u, sigma = reparametrised(self.weight, self.gamma, self.u.data)
         if self.training and self.update == "forward":
-            self.u.data, self.sigma.data = u, np.asarray(sigma, dtype=u.dtype)
+            self.u.data, self.sigma.data = u, array_module(u).asarray(sigma, dtype=u.dtype)
         return w_hat
 
     def power_iterate(self, steps: int = 1) -> None:

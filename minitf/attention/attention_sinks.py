@@ -100,8 +100,9 @@ def weights(q: Tensor, k: Tensor, rule: Rule, mask: Any = None) -> Tensor:
     i, allow = np.arange(q.shape[2]), rule.allowed(q.shape[2])
     near = rule.scores(q, k, i, i)
     far = rule.scores(q, k, np.minimum(i, rule.sinks + rule.window - 1), i)
-    visible = allow if mask is None else np.logical_and(mask, allow)
-    return rule.normalise(ops.where(visible, ops.where(i < rule.sinks, far, near), -math.inf))
+    return rule.normalise(
+        ops.where(ops.joint_mask(mask, allow), ops.where(i < rule.sinks, far, near), -math.inf)
+    )
 
 
 def banded(q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
@@ -213,6 +214,7 @@ class AttentionSinks(Module):
         if self.sink is None:
             return x, mask
         if mask is not None:
+            mask = mask.data if isinstance(mask, Tensor) else mask
             mask = np.broadcast_to(mask, (*np.shape(mask)[:-2], x.shape[1], x.shape[1]))
             mask = np.pad(mask, [(0, 0)] * (mask.ndim - 2) + [(1, 0)] * 2, constant_values=True)
         return ops.concat([ops.broadcast_to(self.sink, (x.shape[0], 1, x.shape[2])), x], axis=1), mask

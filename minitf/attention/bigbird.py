@@ -139,7 +139,7 @@ class BigBird(Module):
         """P (B, H, N, N), zero between blocks that do not see each other."""
         q, k, _ = self._heads(x)
         allow = token_mask(self.blocks(x.shape[1]), self.block, x.shape[1])
-        return ops.attention_weights(q, k, allow if mask is None else np.logical_and(mask, allow))
+        return ops.attention_weights(q, k, ops.joint_mask(mask, allow))
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if x.ndim != 3:

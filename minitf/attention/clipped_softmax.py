@@ -140,7 +140,7 @@ class ClippedSoftmax(Module):
     def start(self, batch: int) -> KVCache:
         """The empty cache for `batch` sequences."""
         dim = self.wq.weight.shape[0]
-        return KVCache.empty((batch, self.heads, 0, dim // self.heads), self.wk.weight.dtype)
+        return KVCache.empty((batch, self.heads, 0, dim // self.heads), self.wk.weight)
 
     def step(self, x: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
@@ -154,7 +154,7 @@ class ClippedSoftmax(Module):
         with no_grad():
             here = np.arange(state.length, state.length + x.shape[1])
             q, k, v = self._heads(x, here)
-            state = state.append(k.numpy(), v.numpy())
+            state = state.append(k.data, v.data)
             a = self._weights(q, Tensor(state.k), None, self.position.bias(here, np.arange(state.length)))
             return self.wo(ops.merge_heads(a @ Tensor(state.v))), state
 

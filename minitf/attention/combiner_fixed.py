@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, ShapeError, Tensor, no_grad
+from minitf.engine import Array, ShapeError, Tensor, array_module, no_grad
 from minitf.nn import Card, Case, KVCache, Linear, Module, Paper, identity, init, visible_keys
 
 CARD = Card(
@@ -108,8 +108,9 @@ def attend(
     some = seen.any(axis=-1)
     kbar, vbar = abstractions(q, k, v, seen | ~some[..., None], summaries)
     # Own block: (B, H, nb, b, b). Others: (B, H, nb, b, nb)
-    own = seen[..., None, :] & (np.tri(b, dtype=bool) if causal else True)
-    u = np.arange(blocks)
+    xp = array_module(seen)
+    own = seen[..., None, :] & (xp.tri(b, dtype=bool) if causal else True)
+    u = xp.arange(blocks)
     other = some[..., None, None, :] & ((u < u[:, None]) if causal else (u != u[:, None]))[:, None]
     direct = ops.where(own, q @ k.mT, -math.inf)
     distant = ops.where(other, q @ ops.expand_dims(kbar, 2).mT, -math.inf)
@@ -189,9 +190,9 @@ class CombinerFixed(Module):
 
     def start(self, batch: int) -> Blocks:
         """No abstractions, and an empty block."""
-        shape, dtype = (batch, self.heads, 0, self.wq.weight.shape[1] // self.heads), self.wq.weight.dtype
-        empty = np.empty(shape, dtype)
-        return Blocks(KVCache.empty(shape, dtype), empty, empty, empty)
+        shape = (batch, self.heads, 0, self.wq.weight.shape[1] // self.heads)
+        empty = ops.zeros(shape, like=self.wq.weight).data
+        return Blocks(KVCache.empty(shape, self.wq.weight), empty, empty, empty)
 
     def step(self, x: Tensor, state: Blocks) -> tuple[Tensor, Blocks]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""

@@ -110,7 +110,7 @@ class CoPE(Module):
 
     def start(self, batch: int) -> KVCache:
         """The empty cache for `batch` sequences."""
-        return KVCache.empty((batch, self.heads, 0, self.e.shape[1]), self.wk.weight.dtype)
+        return KVCache.empty((batch, self.heads, 0, self.e.shape[1]), self.wk.weight)
 
     def step(self, x: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
@@ -121,7 +121,7 @@ class CoPE(Module):
         """Several tokens x (B, n, D) at once after those in `state`: (B, n, D) and the new state."""
         with no_grad():
             q, k, v = self._heads(x)
-            state = state.append(k.numpy(), v.numpy())
+            state = state.append(k.data, v.data)
             a = ops.softmax(scores(q, Tensor(state.k), self.e), axis=-1)
             return self.wo(ops.merge_heads(a @ Tensor(state.v))), state
 

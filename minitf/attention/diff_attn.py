@@ -155,7 +155,7 @@ class DiffAttention(Module):
 
     def start(self, batch: int) -> KVCache:
         """The empty cache; its keys hold k1 and k2 side by side (B, G, n, 2d)."""
-        return KVCache.empty((batch, self.kv_heads, 0, 2 * self.head_dim), self.wk.weight.dtype)
+        return KVCache.empty((batch, self.kv_heads, 0, 2 * self.head_dim), self.wk.weight)
 
     def step(self, x: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
@@ -170,7 +170,7 @@ class DiffAttention(Module):
             here = np.arange(state.length, state.length + x.shape[1])
             q, k, v = self._heads(x, here)
             pairs = ops.concat([k[:, 0::2], k[:, 1::2]], axis=-1)
-            state = state.append(pairs.numpy(), v.numpy())
+            state = state.append(pairs.data, v.data)
             # (B, G, n, 2d) -> (B, 2G, n, d)
             b, g, n, _ = state.k.shape
             slots = np.moveaxis(state.k.reshape((b, g, n, 2, self.head_dim)), 3, 2)

@@ -223,7 +223,9 @@ class Hopfield(Module):
                 for a, row in ((k, row_k), (v, row_v))
             )
         if mask is not None and rows:
-            mask = np.broadcast_to(getattr(mask, "data", mask), (*q.shape[:3], k.shape[2] - len(rows)))
+            mask = np.broadcast_to(
+                mask.data if isinstance(mask, Tensor) else mask, (*q.shape[:3], k.shape[2] - len(rows))
+            )
             mask = np.pad(mask, ((0, 0), (0, 0), (0, 0), (0, len(rows))), constant_values=True)
         return associate(q, k, mask, self.beta[:, None, None], self.steps, self.eps), v
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, ShapeError, Tensor
+from minitf.engine import Array, ShapeError, Tensor, array_module
 from minitf.nn import (
     BatchNorm,
     Card,
@@ -98,7 +98,8 @@ class Normed(Module):
 def assign(scores: Any) -> Array:
     """A (B, L, N): for each pixel a 1 at the query with the largest score."""
     s = scores.data
-    return (np.argmax(s, axis=1)[:, None] == np.arange(s.shape[1])[:, None]).astype(s.dtype)
+    queries = array_module(s).arange(s.shape[1])[:, None]
+    return (s.argmax(axis=1)[:, None] == queries).astype(s.dtype)
 
 
 class Update(NamedTuple):

@@ -196,14 +196,13 @@ class MLA(Module):
         scores = (q_n @ k_n.mT + q_r @ k_r[:, None].mT) / math.sqrt(self.dn + self.dr)
         bias = self.position.bias(here, here)
         scores = scores if bias is None else scores + bias
-        visible = ops.causal_mask(x.shape[1], x.shape[1]) if self.causal else True
-        visible = visible if mask is None else ops.logical_and(mask, visible)
-        return ops.softmax(ops.where(visible, scores, -math.inf), axis=-1)
+        visible = ops.joint_mask(mask, ops.causal_mask(x.shape[1], x.shape[1]) if self.causal else None)
+        return ops.softmax(scores, axis=-1, mask=visible)
 
     def start(self, batch: int) -> Latents:
         """The empty cache."""
-        dtype = self.wkva.weight.dtype
-        return Latents(np.zeros((batch, 0, self.rank), dtype), np.zeros((batch, 0, self.dr), dtype))
+        c, k_r = (ops.zeros((batch, 0, d), like=self.wkva.weight).data for d in (self.rank, self.dr))
+        return Latents(c, k_r)
 
     def step(self, x: Tensor, state: Latents) -> tuple[Tensor, Latents]:
         """One token x (B, D) after `state`, absorbed: (B, D) and the new state. No gradients pass."""
@@ -221,7 +220,7 @@ class MLA(Module):
             here = np.arange(state.length, state.length + x.shape[1])
             (q_n, q_r), (c, k_r) = self._queries(x, here), self._latents(x, here)
             state = Latents(
-                np.concatenate([state.c, c.numpy()], axis=1), np.concatenate([state.k_r, k_r.numpy()], axis=1)
+                np.concatenate([state.c, c.data], axis=1), np.concatenate([state.k_r, k_r.data], axis=1)
             )
             bias = self.position.bias(here, np.arange(state.length))
             o = self._attend(form, q_n, q_r, Tensor(state.c), Tensor(state.k_r), bias=bias)

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, ShapeError, Tensor, no_grad
+from minitf.engine import Array, ShapeError, Tensor, array_module, no_grad
 from minitf.nn import (
     Card,
     Case,
@@ -100,7 +100,7 @@ def skipping(q: Tensor, k: Tensor, v: Tensor, weights: Array, visible: Array) ->
 def largest(scores: Tensor, k: int) -> Array:
     """T as booleans (..., R): True for the k largest scores (..., R)."""
     places = ops.topk(scores, k)[1].data
-    return (places[..., None] == np.arange(scores.shape[-1])).any(axis=-2)
+    return (places[..., None] == array_module(places).arange(scores.shape[-1])).any(axis=-2)
 
 
 class MoH(Module):
@@ -231,7 +231,7 @@ class MoH(Module):
     def start(self, batch: int) -> KVCache:
         """The empty cache for `batch` sequences."""
         dim = self.wk.weight.shape[1]
-        return KVCache.empty((batch, self.heads, 0, dim // self.heads), self.wk.weight.dtype)
+        return KVCache.empty((batch, self.heads, 0, dim // self.heads), self.wk.weight)
 
     def step(self, x: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
@@ -245,7 +245,7 @@ class MoH(Module):
         with no_grad():
             here = np.arange(state.length, state.length + x.shape[1])
             q, k, v, _ = self._heads(x, here)
-            state = state.append(k.numpy(), v.numpy())
+            state = state.append(k.data, v.data)
             bias = self.position.bias(here, np.arange(state.length))
             o = ops.softmax_attention(q, Tensor(state.k), Tensor(state.v), causal=True, bias=bias)
             return self._joined(o, x), state

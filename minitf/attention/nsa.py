@@ -229,7 +229,7 @@ class NSA(Module):
     def start(self, batch: int) -> Caches:
         """The empty caches."""
         shape = (batch, self.kv_heads, 0, self.wq.weight.shape[1] // self.heads)
-        return KVCache.empty(shape, self.wq.weight.dtype), KVCache.empty(shape, self.wq.weight.dtype)
+        return KVCache.empty(shape, self.wq.weight), KVCache.empty(shape, self.wq.weight)
 
     def step(self, x: Tensor, state: Caches) -> tuple[Tensor, Caches]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""

@@ -143,7 +143,16 @@ class Memory(NamedTuple):
         """S = 0 and no largest exponent, for values of width d."""
         m = phi(phi.om[:1]).shape[-1]
         sums = ops.zeros((batch, heads, m, d + 1), like=phi.om)
-        return cls(sums, np.full((batch, heads, 1, 1), -np.inf, phi.om.dtype))
+        return cls(sums, ops.full((batch, heads, 1, 1), -math.inf, like=phi.om).data)
+
+
+def largest_so_far(c: Array) -> Array:
+    """max of c_s over s <= t, for c (B, H, N, 1): each round doubles how far back t sees."""
+    far = 1
+    while far < c.shape[2]:
+        c = np.concatenate([c[:, :, :far], np.maximum(c[:, :, far:], c[:, :, :-far])], axis=2)
+        far *= 2
+    return c
 
 
 def causal(
@@ -153,8 +162,8 @@ def causal(
     state = Memory.empty(q.shape[0], q.shape[1], v.shape[-1], phi) if state is None else state
     k = ops.where(visible, k, 0.0)
     # c_{t-1} and c_t (B, H, N + 1, 1), -inf before the first visible key
-    own = np.where(visible, phi.largest(k.detach()).data, -np.inf)
-    c = np.maximum.accumulate(np.concatenate([state.largest, own], axis=2), axis=2)
+    own = ops.where(visible, phi.largest(k.detach()), -math.inf).data
+    c = largest_so_far(np.concatenate([state.largest, own], axis=2))
     level = np.where(c == -np.inf, 0.0, c)
     gap = np.where(c[:, :, :-1] == -np.inf, 0.0, level[:, :, :-1] - level[:, :, 1:])
     phi_q, phi_k = phi(q, phi.largest(q)), ops.where(visible, phi(k, level[:, :, 1:]), 0.0)

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, ShapeError, Tensor
+from minitf.engine import Array, ShapeError, Tensor, to_device
 from minitf.nn import Buffer, Card, Case, Linear, Module, Paper, identity, init, positive, visible_keys
 
 CARD = Card(
@@ -198,7 +198,8 @@ class ReformerLSH(Module):
             raise ShapeError(f"reformer_lsh: x must be (B, N, D), not {x.shape}")
         q, v = (ops.split_heads(w(x), self.heads) for w in (self.wqk, self.wv))
         keys = visible_keys(mask, x.shape[0], x.shape[1])
-        visible = np.ones(x.shape[:2], dtype=bool) if keys is None else keys[:, 0, :, 0]
+        # Buckets are sorted on the CPU.
+        visible = np.ones(x.shape[:2], dtype=bool) if keys is None else to_device(keys[:, 0, :, 0], "cpu")
         o = lsh_attention(
             q,
             v,

@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, ShapeError, Tensor, no_grad
+from minitf.engine import Array, ShapeError, Tensor, no_grad, to_device
 from minitf.nn import ALiBi, Card, Case, KVCache, Linear, Module, Paper, identity, init
 
 from .sliding_window import allowed
@@ -143,7 +143,7 @@ def tiled(
         q_tile = q[:, :, queries.start : queries.stop]
         shape = (b, h, len(queries), 1)
         # The largest score so far, sum of exp(s - m), and that sum with values.
-        m, z = np.full(shape, -np.inf, q.dtype), ops.zeros(shape, like=q)
+        m, z = ops.full(shape, -math.inf, like=q).data, ops.zeros(shape, like=q)
         o = ops.zeros((b, h, len(queries), v.shape[-1]), like=q)
         for column in np.flatnonzero(kinds[row]):
             keys = span(int(column), tile, s_len)
@@ -237,13 +237,15 @@ class ScoreModAttention(Module):
         """mask_mod, the causal rule and the mask of a call as one function."""
         masks = [self.mask_mod] + [causal] * (self.causal and same)
         if mask is not None:
-            shown = np.broadcast_to(getattr(mask, "data", mask), shape)
+            # Places are on the CPU, so this is too.
+            shown = to_device(mask.data if isinstance(mask, Tensor) else mask, "cpu")
+            shown = np.broadcast_to(shown, shape)
             masks.append(lambda b, h, i, j: shown[b, h, i, j])
         return and_masks(*masks)
 
     def start(self, batch: int) -> KVCache:
         """The empty cache for `batch` sequences."""
-        return KVCache.empty((batch, self.kv_heads, 0, self.head_dim), self.wk.weight.dtype)
+        return KVCache.empty((batch, self.kv_heads, 0, self.head_dim), self.wk.weight)
 
     def step(self, x: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
@@ -256,7 +258,7 @@ class ScoreModAttention(Module):
             raise ValueError("only causal attention streams: build it with causal=True")
         with no_grad():
             q, k, v = self._heads(x, x)
-            state = state.append(k.numpy(), v.numpy())
+            state = state.append(k.data, v.data)
             at = places(q.shape, range(state.length - x.shape[1], state.length), range(state.length))
             mask = and_masks(self.mask_mod, causal)
             s = dense_scores(q, Tensor(state.k), self.score_mod, mask, self.scale, at)

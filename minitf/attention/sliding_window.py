@@ -181,7 +181,7 @@ class SlidingWindow(Module):
         """Mix x (B, N, D). mask: boolean, broadcastable to (B, H, N, N); with one, all N^2 scores form."""
         q, k, v = self._heads(x, positions)
         if mask is not None:
-            o = ops.softmax_attention(q, k, v, mask=np.logical_and(mask, self._allowed(x.shape[1])))
+            o = ops.softmax_attention(q, k, v, mask=ops.joint_mask(mask, self._allowed(x.shape[1])))
         elif len(set(self.dilations)) == 1:
             o = banded(q, k, v, self.left, self.right, self.dilations[0])
         else:
@@ -196,7 +196,7 @@ class SlidingWindow(Module):
         """P (B, H, N, N), zero outside the band."""
         q, k, _ = self._heads(x, positions)
         allow = self._allowed(x.shape[1])
-        return ops.attention_weights(q, k, allow if mask is None else np.logical_and(mask, allow))
+        return ops.attention_weights(q, k, ops.joint_mask(mask, allow))
 
     def start(self, batch: int) -> Ring:
         """The empty ring of R = wl g + 1 slots, g the largest dilation."""
@@ -206,7 +206,7 @@ class SlidingWindow(Module):
             self.left * max(self.dilations) + 1,
             self.wq.weight.shape[1] // self.heads,
         )
-        empty = np.zeros(shape, self.wq.weight.dtype)
+        empty = ops.zeros(shape, like=self.wq.weight).data
         return Ring(empty, empty, 0)
 
     def step(self, x: Tensor, state: Ring) -> tuple[Tensor, Ring]:

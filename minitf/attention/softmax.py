@@ -97,9 +97,8 @@ def online(q: Tensor, k: Tensor, v: Tensor, visible: Array, tile: int = 64) -> t
     """
     shape = (*q.shape[:3], 1)
     visible = np.broadcast_to(visible, (*q.shape[:3], k.shape[2]))
-    m = Tensor(np.full(shape, -np.inf, dtype=q.dtype))
-    z = Tensor(np.zeros(shape, dtype=q.dtype))
-    o = Tensor(np.zeros((*q.shape[:3], v.shape[-1]), dtype=q.dtype))
+    m, z = ops.full(shape, -math.inf, like=q), ops.zeros(shape, like=q)
+    o = ops.zeros((*q.shape[:3], v.shape[-1]), like=q)
     for j in range(0, k.shape[2], tile):
         # Scores of this tile of keys: (B, H, Nq, tile)
         s = q @ k[:, :, j : j + tile].mT / math.sqrt(q.shape[-1])
@@ -221,7 +220,7 @@ class SoftmaxAttention(Module):
 
     def start(self, batch: int) -> KVCache:
         """The empty cache for `batch` sequences."""
-        return KVCache.empty((batch, self.kv_heads, 0, self.head_dim), self.wk.weight.dtype)
+        return KVCache.empty((batch, self.kv_heads, 0, self.head_dim), self.wk.weight)
 
     def step(self, x: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One token x (B, D) after those in `state`: (B, D) and the new state. No gradients pass."""
@@ -235,7 +234,7 @@ class SoftmaxAttention(Module):
         with no_grad():
             here = np.arange(state.length, state.length + x.shape[1])
             q, k, v, _ = self._heads(x, None, here)
-            state = state.append(k.numpy(), v.numpy())
+            state = state.append(k.data, v.data)
             k, v = Tensor(state.k), Tensor(state.v)
             o = ops.softmax_attention(
                 q, k, v, causal=True, bias=self.position.bias(here, np.arange(state.length))

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Tensor, no_grad
+from minitf.engine import Tensor, array_module, no_grad
 from minitf.nn import Card, Case, Linear, Module, Paper, identity, init, not_negative
 
 from .universal_transformer import Steps, UniversalTransformer
@@ -173,9 +173,10 @@ class ACTHalting(Module):
     ) -> Halting:
         """x (..., D); apply: (step, u) -> Block(u). every_step: go on to T even if no token is running."""
         tokens = x.shape[:-1]
-        running = np.ones(tokens, dtype=bool)
+        xp = array_module(x.data)
+        running = xp.ones(tokens, dtype=bool)
         h = remainders = ops.zeros(tokens, like=x)
-        n, out, s = np.zeros(tokens, like=x), ops.zeros_like(x), x
+        n, out, s = xp.zeros(tokens, dtype=x.dtype), ops.zeros_like(x), x
         weights, states = [], []
         for t in range(self.max_steps):
             if not (every_step or running.any()):

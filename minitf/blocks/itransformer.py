@@ -116,7 +116,7 @@ class ITransformer(Module):
         """Forecast from x (B, L, V), and what else is known of the past (B, L, M)."""
         if x.ndim != 3 or x.shape[1] != self.past:
             raise ShapeError(f"itransformer: x must be (B, {self.past}, V), not {x.shape}")
-        mu, sd = Tensor(np.zeros(1, x.dtype)), Tensor(np.ones(1, x.dtype))
+        mu, sd = ops.zeros(1, like=x), ops.ones(1, like=x)
         if self.use_norm:
             mu = stop_gradient(x.mean(axis=1, keepdims=True))
             x = x - mu

@@ -52,7 +52,12 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_json(value: Any, indent: int | None = 2) -> None:
     """Write one JSON value; with indent None, on one line that a reader gets at once."""
-    click.echo(json.dumps(finite(value), indent=indent, allow_nan=False, default=float))
+    click.echo(json_text(value, indent))
+
+
+def json_text(value: Any, indent: int | None = 2) -> str:
+    """The value as JSON; NaN and infinity become null."""
+    return json.dumps(finite(value), indent=indent, allow_nan=False, default=float)
 
 
 def finite(value: Any) -> Any:

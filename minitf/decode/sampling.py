@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, Tensor
+from minitf.engine import Array, Tensor, to_device
 
 
 def check_settings(temperature: float, top_k: int | None, top_p: float | None) -> None:
@@ -42,7 +42,7 @@ def probabilities(
         ValueError: a setting out of range, or logits without a largest finite value (NaN, +inf, or all -inf).
     """
     check_settings(temperature, top_k, top_p)
-    z = np.array(logits.numpy() if isinstance(logits, Tensor) else logits, dtype=np.float64)
+    z = np.array(to_device(logits.data if isinstance(logits, Tensor) else logits, "cpu"), dtype=np.float64)
     top = z.max(axis=-1, keepdims=True)
     if not np.isfinite(top).all():
         raise ValueError("the logits hold NaN or infinity: the model's weights or inputs are broken")

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from functools import partial
 from heapq import heappop, heappush
 from itertools import count
+from sys import getrefcount
 from types import NoneType
 from typing import Any
 
@@ -387,8 +388,12 @@ def match(g: Any, like: Array) -> Any:
 
 def deposit(leaf: Tensor, g: Any) -> None:
     """Add `g` to `leaf.grad`."""
-    # A copy: rules may hand the same array to two arguments, or a view of it.
-    g = F.copy(g) if isinstance(g, Tensor) else Tensor(array_module(g).array(g))
+    if type(g) is np.ndarray and g.flags.owndata and getrefcount(g) <= 3:
+        # Nobody else has this array: only `walk`, this function and the count itself.
+        g = Tensor(g)
+    else:
+        # A copy: rules may hand the same array to two arguments, or a view of it.
+        g = F.copy(g) if isinstance(g, Tensor) else Tensor(array_module(g).array(g))
     if g.dtype.kind == "c":
         g = F.conj(g)
     leaf.grad = g if leaf.grad is None else leaf.grad + g

@@ -101,10 +101,10 @@ class CoFrLadder(Module):
         f = cofr_ladder(a, self.eps)
         if self.low is None or self.high is None:
             return f
-        if self.training:
-            self.low.data = np.minimum(self.low.data, f.data.min(initial=np.inf))
-            self.high.data = np.maximum(self.high.data, f.data.max(initial=-np.inf))
-        elif self.low.data <= self.high.data:
+        if self.training and f.size:
+            self.low.data = np.minimum(self.low.data, f.data.min())
+            self.high.data = np.maximum(self.high.data, f.data.max())
+        elif not self.training and self.low.data <= self.high.data:
             f = ops.clip(f, float(self.low.data), float(self.high.data))
         return f
 

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, Tensor
+from minitf.engine import Array, Tensor, array_module
 from minitf.nn import (
     Buffer,
     Card,
@@ -152,8 +152,8 @@ class DeepSeekMoE(Module):
     def route(self, x: Tensor) -> tuple[Array, Tensor]:
         """For tokens (n, D): the experts S (n, k), best first, and their gates w (n, k)."""
         s = self.scores(x)
-        b = np.zeros(s.shape[-1]) if self.bias is None else self.bias.data
-        sel = limited(s.data + b, self.groups, self.group_limit, 1 if self.bias is None else 2)
+        biased = s.data if self.bias is None else s.data + self.bias.data
+        sel = limited(biased, self.groups, self.group_limit, 1 if self.bias is None else 2)
         chosen = ops.topk(Tensor(sel), self.k)[1].data
         w = ops.take_along_axis(s, chosen)
         if self.score == "sigmoid":
@@ -193,7 +193,7 @@ def limited(sel: Array, groups: int, limit: int, best: int) -> Array:
     grouped = sel.reshape(len(sel), groups, -1)
     score = np.sort(grouped, axis=-1)[..., -best:].sum(axis=-1)
     order = np.argsort(-score, axis=-1, kind="stable")[:, :limit]
-    keep = (order[:, :, None] == np.arange(groups)).any(axis=1)
+    keep = (order[:, :, None] == array_module(order).arange(groups)).any(axis=1)
     return np.where(keep[..., None], grouped, -np.inf).reshape(sel.shape)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, Tensor
+from minitf.engine import Array, Tensor, array_module
 from minitf.nn import Card, Case, Linear, Module, Paper, identity, init, positive
 
 from .gelu_ffn import GELUFFN
@@ -88,7 +88,9 @@ class ExpertChoiceMoE(Module):
         gates, chosen = self.choose(tokens, valid)
         (b, n, d), c = tokens.shape, chosen.shape[-1]
         # Places in the flattened tokens, those of expert 0 first: (E, G C)
-        places = (chosen + n * np.arange(b)[:, None, None]).swapaxes(0, 1).reshape(-1, b * c)
+        places = (
+            (chosen + n * array_module(chosen).arange(b)[:, None, None]).swapaxes(0, 1).reshape(-1, b * c)
+        )
         groups = ops.unstack(ops.embedding(places, tokens.reshape((b * n, d))))
         # FFN_e(x_n) for the tokens of every expert in all groups: (E G C, D)
         y = ops.concat([expert(rows) for expert, rows in zip(self.experts, groups, strict=True)])
@@ -100,7 +102,7 @@ class ExpertChoiceMoE(Module):
         """For tokens (G, n, D): gates and tokens of every expert, both (G, E, C), the best first."""
         s = ops.softmax(self.router(x))
         if valid is not None:
-            s = ops.where(np.asarray(valid)[..., None], s, 0.0)
+            s = ops.where(array_module(valid).asarray(valid)[..., None], s, 0.0)
         n = x.shape[1]
         c = min(max(1, round(self.capacity * n / len(self.experts))), n)
         gates, chosen = ops.topk(s.mT, c)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, ShapeError, Tensor
+from minitf.engine import Array, ShapeError, Tensor, array_module
 from minitf.engine import grad as gradient
 from minitf.nn import Card, Case, Linear, Module, Paper, Parameter, identity, init, positive
 
@@ -57,7 +57,7 @@ CARD = Card(
 
 def codes(z: Tensor) -> Array:
     """code (..., K) of chunks z (..., K, tau): their signs as bits, the first the most significant."""
-    place = 2 ** np.arange(z.shape[-1] - 1, -1, -1)
+    place = 2 ** array_module(z.data).arange(z.shape[-1] - 1, -1, -1)
     return ((z.data >= 0) * place).sum(axis=-1)
 
 
@@ -71,7 +71,7 @@ def confidence(z: Tensor, mode: str) -> Tensor:
 
 def lookup(z: Tensor, tables: Tensor, mode: str) -> Tensor:
     """sum_k score_k T[k, code_k] (..., O), for z (..., K, tau) and T (K, 2^tau, O)."""
-    rows = tables[np.arange(z.shape[-2]), codes(z)]
+    rows = tables[array_module(z.data).arange(z.shape[-2]), codes(z)]
     # (..., 1, K) times (..., K, O)
     return (confidence(z, mode)[..., None, :] @ rows)[..., 0, :]
 

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, ShapeError, Tensor
+from minitf.engine import Array, ShapeError, Tensor, array_module
 from minitf.engine import grad as gradient
 from minitf.nn import Card, Case, Module, Paper, identity, not_negative, positive
 
@@ -71,7 +71,7 @@ def balance_loss(probabilities: Tensor, chosen: Array, valid: Array | None = Non
     probabilities: (..., n, E). chosen: boolean (..., n, E), a constant in the backward pass.
     valid: boolean (..., n), the tokens that count; all if left out.
     """
-    chosen = np.asarray(chosen, dtype=probabilities.dtype)
+    chosen = array_module(probabilities.data).asarray(chosen, dtype=probabilities.dtype)
     share = token_mean(chosen, valid) * token_mean(probabilities, valid)
     return probabilities.shape[-1] * share.sum(axis=-1)
 
@@ -83,7 +83,7 @@ def z_loss(scores: Tensor, valid: Array | None = None) -> Tensor:
 
 def importance_loss(gates: Tensor, valid: Array | None = None, unbiased: bool = False) -> Tensor:
     """L = var(I) / mean(I)^2, I_e = sum_n G_ne: gates G (..., n, E), 0 where not chosen, or all p."""
-    counted = gates if valid is None else ops.where(np.asarray(valid)[..., None], gates, 0.0)
+    counted = gates if valid is None else ops.where(array_module(valid).asarray(valid)[..., None], gates, 0.0)
     return spread(counted.sum(axis=-2), unbiased)
 
 
@@ -122,7 +122,8 @@ def token_mean(values: Any, valid: Array | None) -> Any:
     """The mean over the tokens that count: (..., n, E) -> (..., E)."""
     if valid is None:
         return values.mean(axis=-2)
-    weight = np.asarray(valid, dtype=values.dtype)[..., None]
+    xp = array_module(values.data if isinstance(values, Tensor) else values)
+    weight = xp.asarray(valid, dtype=values.dtype)[..., None]
     return (values * weight).sum(axis=-2) / np.maximum(weight.sum(axis=-2), 1.0)
 
 
@@ -193,9 +194,8 @@ class MoEAuxLosses(Module):
 
 def selection(scores: Tensor, k: int) -> Array:
     """M, boolean (..., E): True for the k largest scores (..., E)."""
-    chosen = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(chosen, ops.topk(scores, k)[1].data, True, axis=-1)
-    return chosen
+    nothing = array_module(scores.data).zeros(scores.shape, dtype=bool)
+    return ops.put_along_axis(nothing, ops.topk(scores, k)[1], True).data
 
 
 def routed(case: Case) -> tuple[Tensor, Tensor, Array, int]:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, Tensor
+from minitf.engine import Array, Tensor, array_module
 from minitf.nn import Card, Case, Linear, Module, Paper, dispatch, identity, init, not_negative, positive
 
 from .gelu_ffn import GELUFFN
@@ -114,7 +114,8 @@ class SMoETopK(Module):
     def auxiliary_loss(self, x: Tensor) -> Tensor:
         """What training should add for an input x (..., D): balance * the balance loss, a scalar."""
         tokens = x.reshape((-1, x.shape[-1]))
-        chosen = (self.route(tokens)[0][..., None] == np.arange(len(self.experts))).any(axis=1)
+        places = self.route(tokens)[0]
+        chosen = (places[..., None] == array_module(places).arange(len(self.experts))).any(axis=1)
         return self.balance * balance_loss(ops.softmax(self.router(tokens)), chosen)
 
 

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, Tensor
+from minitf.engine import Array, Tensor, array_module, to_device
 from minitf.engine import grad as gradient
 from minitf.nn import Card, Case, Module, Paper, identity, positive
 
@@ -75,10 +75,12 @@ def statistical_topk(
         raise ValueError(
             f"fill={fill!r} must be 'zero' or '-inf', smooth={smooth} 0 or more, and 0 for '-inf'"
         )
-    seen = np.broadcast_to(True if valid is None else np.asarray(valid), s.shape)
+    xp = array_module(s.data)
+    seen = xp.asarray(True if valid is None else valid.data if isinstance(valid, Tensor) else valid)
+    seen = xp.broadcast_to(seen, s.shape)
     hidden = 0.0 if fill == "zero" else -math.inf
-    # d of each row: (..., 1); 1 for a row without valid entries
-    d = np.maximum(seen.sum(axis=-1, keepdims=True), 1)
+    # d of each row, on the CPU: (..., 1); 1 for a row without valid entries
+    d = np.maximum(to_device(seen.sum(axis=-1, keepdims=True), "cpu"), 1)
     kept = k * d if share else np.minimum(k, d)
     whole = kept >= d
     q = quantile(np.where(whole, 0.5, 1.0 - kept / d)).astype(s.dtype)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, ShapeError, Tensor, no_grad, to_device
+from minitf.engine import Array, ShapeError, Tensor, array_module, no_grad, to_device
 from minitf.nn import Dropout, Embedding, Module, Position, as_norm
 from minitf.registry import build, parameters, resolve, variant_class
 
@@ -203,7 +203,7 @@ def with_a_loss(module: Module) -> Iterator[Any]:
 
 def token_ids(tokens: Any, ndim: int, shape: str) -> Array:
     """Tokens as an array with `ndim` axes. The embedding checks that they are integers in range."""
-    ids = tokens.data if isinstance(tokens, Tensor) else np.asarray(tokens)
+    ids = tokens.data if isinstance(tokens, Tensor) else array_module(tokens).asarray(tokens)
     if ids.ndim != ndim:
         raise ShapeError(
             f"tokens must be {shape}, not {ids.shape}; a single one is a batch of 1: tokens[None]"
@@ -215,12 +215,12 @@ def tensor_like(x: Any, weight: Tensor) -> Tensor:
     """Real numbers as a tensor of the dtype and on the device of `weight`."""
     if isinstance(x, Tensor):
         return x if x.dtype == weight.dtype else x.astype(weight.dtype)
-    return Tensor(to_device(np.asarray(x, dtype=weight.dtype), weight.device))
+    return Tensor(to_device(array_module(x).asarray(x, dtype=weight.dtype), weight.device))
 
 
 def share_right(logits: Tensor, targets: Any, ignore: int | None = None) -> float:
     """The share of targets (...) that have the largest logit (..., C); the lower index wins ties."""
-    goal = np.asarray(targets.numpy() if isinstance(targets, Tensor) else targets)
+    goal = np.asarray(to_device(targets.data if isinstance(targets, Tensor) else targets, "cpu"))
     right = np.argmax(logits.numpy(), axis=-1) == goal
     return float(right.mean() if ignore is None else right[goal != ignore].mean())
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitf import ops
-from minitf.engine import ShapeError, Tensor, no_grad
+from minitf.engine import ShapeError, Tensor, array_module, no_grad
 from minitf.nn import Linear, init
 from minitf.registry import variant_class
 
@@ -77,7 +77,7 @@ class LanguageModel(TokenBackbone):
 
     def loss(self, tokens: Any, targets: Any, rng: np.random.Generator | None = None) -> Tensor:
         """The mean cross entropy in nats, a scalar, where targets are not -1. tokens, targets: (B, N)."""
-        goal = targets.data if isinstance(targets, Tensor) else np.asarray(targets)
+        goal = targets.data if isinstance(targets, Tensor) else array_module(targets).asarray(targets)
         # Only if it is there: the kernels know the plain loss.
         ignore = IGNORE if bool((goal == IGNORE).any()) else None
         return self.with_auxiliary(lambda: ops.cross_entropy(self(tokens, rng=rng), targets, ignore=ignore))

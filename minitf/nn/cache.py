@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from minitf.engine import Array
+from minitf import ops
+from minitf.engine import Array, array_module
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class KVCache:
     written: list[int]
 
     @classmethod
-    def empty(cls, shape: tuple[int, ...], dtype: Any) -> KVCache:
-        """The cache of no tokens, for rows of shape (B, Hkv, 0, d)."""
-        return cls(np.empty(shape, dtype), np.empty(shape, dtype), 0, [0])
+    def empty(cls, shape: tuple[int, ...], like: Any) -> KVCache:
+        """The cache of no tokens, of shape (B, Hkv, 0, d), in the dtype and on the device of `like`."""
+        return cls(ops.zeros(shape, like=like).data, ops.zeros(shape, like=like).data, 0, [0])
 
     @property
     def k(self) -> Array:
@@ -48,7 +47,8 @@ class KVCache:
         # Another branch may have written behind this state: then, or when the buffers are full, copy.
         if stop > keys.shape[2] or written[0] != start:
             rows = max(2 * start, stop, 16)
-            keys, values = (np.empty((*a.shape[:2], rows, a.shape[3]), a.dtype) for a in (keys, values))
+            xp = array_module(keys)
+            keys, values = (xp.empty((*a.shape[:2], rows, a.shape[3]), a.dtype) for a in (keys, values))
             written = [start]
             keys[:, :, :start], values[:, :, :start] = self.k, self.v
         keys[:, :, start:stop], values[:, :, start:stop] = k, v

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, ShapeError, Tensor
+from minitf.engine import Array, ShapeError, Tensor, array_module
 
 
 def visible_keys(mask: Any, batch: int, n: int) -> Array | None:
@@ -20,7 +20,7 @@ def visible_keys(mask: Any, batch: int, n: int) -> Array | None:
     """
     if mask is None:
         return None
-    visible = mask.data if isinstance(mask, Tensor) else np.asarray(mask)
+    visible = mask.data if isinstance(mask, Tensor) else array_module(mask).asarray(mask)
     if visible.dtype != bool:
         raise TypeError(f"the mask must be boolean, True = visible, not {visible.dtype}")
     if visible.ndim < 1 or visible.ndim > 4 or any(size != 1 for size in visible.shape[-3:-1]):

@@ -66,6 +66,14 @@ def visible_pairs(
     return functools.reduce(np.logical_and, rules) if rules else None
 
 
+def joint_mask(mask: Like, rule: Array | None) -> Array | None:
+    """Boolean, True where `mask` and `rule` both are, on the device of the mask; None stands for all True."""
+    mask = mask.data if isinstance(mask, Tensor) else mask
+    if mask is None or rule is None:
+        return rule if mask is None else mask
+    return logical_and(mask, array_module(mask).asarray(rule))
+
+
 def attention_scores(
     q: Like,
     k: Like,
@@ -109,12 +117,8 @@ def attention_scores(
     if slopes is not None:
         distance = xp.asarray(key_distance(n_queries, n_keys).astype(scores.dtype))
         scores = scores - reshape(slopes, (heads, 1, 1)) * distance
-    visible = visible_pairs(n_queries, n_keys, causal, window, cu_seqlens)
-    if visible is None:
-        visible = mask
-    else:
-        visible = xp.asarray(visible) if mask is None else logical_and(mask, xp.asarray(visible))
-    return scores if visible is None else where(visible, scores, -math.inf)
+    visible = joint_mask(mask, visible_pairs(n_queries, n_keys, causal, window, cu_seqlens))
+    return scores if visible is None else where(xp.asarray(visible), scores, -math.inf)
 
 
 def attention_weights(

@@ -34,9 +34,12 @@ def ones(shape: Shape, dtype: Any = "float32", requires_grad: bool = False, like
     return Tensor(xp.ones(shape, dtype=dtype), requires_grad)
 
 
-def full(shape: Shape, fill_value: float, dtype: Any = "float32", requires_grad: bool = False) -> Tensor:
+def full(
+    shape: Shape, fill_value: float, dtype: Any = "float32", requires_grad: bool = False, like: Any = None
+) -> Tensor:
     """`fill_value` everywhere."""
-    return Tensor(np.full(shape, fill_value, dtype=dtype), requires_grad)
+    xp, dtype = beside(like, dtype)
+    return Tensor(xp.full(shape, fill_value, dtype=dtype), requires_grad)
 
 
 def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, Tensor, primitive, ufunc_operation
+from minitf.engine import Array, Tensor, array_module, primitive, ufunc_operation
 
 from .kernels import kernelized
 
@@ -136,6 +136,9 @@ def clip(x: Like, min: float | None = None, max: float | None = None) -> Tensor:
 @primitive
 def where(condition: Like, a: Like, b: Like) -> Tensor:
     """a where the boolean `condition` is true, else b."""
+    if isinstance(condition, bool):
+        # CuPy wants an array.
+        condition = array_module(b if isinstance(a, float | int) else a).asarray(condition)
     return np.where(condition, a, b)
 
 

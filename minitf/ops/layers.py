@@ -112,13 +112,13 @@ def keyed_dropout(x: Like, key: int, rate: float) -> Tensor:
         key: of 64 bits.
         rate: in [0, 1).
     """
-    keep = random_bits(key, x.size, getattr(x, "data", x)) >= np.uint64(threshold(rate))
+    keep = random_bits(key, x.size, x.data if isinstance(x, Tensor) else x) >= np.uint64(threshold(rate))
     return multiply(x, keep.reshape(x.shape).astype(x.dtype) / (1.0 - rate))
 
 
 def integers(ids: Like, limit: int, what: str) -> Array:
     """Check that `ids` are integers in [0, limit) and return them as an array."""
-    ids = getattr(ids, "data", ids) if isinstance(ids, Tensor) else np.asarray(ids)
+    ids = ids.data if isinstance(ids, Tensor) else array_module(ids).asarray(ids)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{what} must be integers, not {ids.dtype}")
     if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < limit):
@@ -153,7 +153,7 @@ def cross_entropy(logits: Like, targets: Like, ignore: int | None = None) -> Ten
         TypeError: targets are not integers. ValueError: a target outside 0..V-1.
     """
     classes = logits.shape[-1]
-    goal = targets.data if isinstance(targets, Tensor) else np.asarray(targets)
+    goal = targets.data if isinstance(targets, Tensor) else array_module(targets).asarray(targets)
     if goal.shape != logits.shape[:-1]:
         raise ShapeError(
             f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, not {goal.shape}"

@@ -97,7 +97,10 @@ def cumprod(x: Like, axis: int = -1) -> Tensor:
 
 def finite_max(x: Array, axis: Axis) -> Array:
     """The maximum over `axis`, kept, with 0 where a row has no finite entry (or no entry at all)."""
-    top = np.max(x, axis=axis, keepdims=True, initial=-np.inf)
+    if not x.size:
+        # The sum of no entries is 0. (CuPy's `max` takes no `initial`.)
+        return np.sum(x, axis=axis, keepdims=True)
+    top = np.max(x, axis=axis, keepdims=True)
     return np.where(np.isfinite(top), top, np.zeros_like(top))
 
 

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, ShapeError, Tensor
+from minitf.engine import Array, ShapeError, Tensor, array_module, to_device
 from minitf.nn import Card, Case, Module, Paper, identity, init
 
 CARD = Card(
@@ -82,14 +82,14 @@ class Matching:
         """y (B, N - r, D) -> (B, N, D): every token gets what the token it is part of has."""
         kept, count = self.unm.shape[1], self.dst.shape[1]
         # Where unm and B_ lie in y.
-        unm, b = np.arange(kept), kept + np.arange(count)
+        xp = array_module(y.data)
+        unm, b = xp.arange(kept), kept + xp.arange(count)
         if self.distill:
             unm, b = np.where(unm > 0, unm + 1, 0), np.where(b > kept, b, 1)
         # For each of the N places, its place in y: (B, N)
-        place = np.empty((y.shape[0], kept + self.src.shape[1] + count), dtype=int)
-        np.put_along_axis(place, self.dst, b[None], axis=1)
-        np.put_along_axis(place, self.unm, unm[None], axis=1)
-        np.put_along_axis(place, self.src, b[self.into], axis=1)
+        place = xp.empty((y.shape[0], kept + self.src.shape[1] + count), dtype=int)
+        for at, there in ((self.dst, b[None]), (self.unm, unm[None]), (self.src, b[self.into])):
+            place = ops.put_along_axis(place, at, there, axis=1).data
         return ops.take_along_axis(y, place[..., None], axis=1)
 
     def _gather(self, x: Tensor) -> Tensor:
@@ -105,7 +105,8 @@ def match(metric: Tensor, r: int, class_token: bool = False, distill_token: bool
     m = metric.data
     b, n, _ = m.shape
     r = max(0, min(r, (n - class_token - distill_token) // 2))
-    even, odd = (np.tile(np.arange(start, n, 2), (b, 1)) for start in (0, 1))
+    xp = array_module(m)
+    even, odd = (xp.tile(xp.arange(start, n, 2), (b, 1)) for start in (0, 1))
     if r == 0:
         # Nothing is merged: every token stays, A before B_.
         return Matching(even, even[:, :0], odd, odd[:, :0], distill_token and n > 1)
@@ -125,7 +126,7 @@ def match(metric: Tensor, r: int, class_token: bool = False, distill_token: bool
 def match_kth(metric: Tensor, k: int) -> Matching:
     """Every k-th token takes the others: N // k are left, all N if there are fewer than k or k = 1."""
     b, n, _ = metric.shape
-    taker = np.arange(n) % k == k - 1
+    taker = array_module(metric.data).arange(n) % k == k - 1
     dst, src = (np.tile(np.flatnonzero(a), (b, 1)) for a in (taker, ~taker))
     if not taker.any():
         return Matching(src, src[:, :0], dst, dst[:, :0])
@@ -136,7 +137,7 @@ def match_random(metric: Tensor, r: int, rng: np.random.Generator) -> Matching:
     """r tokens of every example, at most N - 1 and drawn at random, go into the others."""
     b, n, _ = metric.shape
     r = max(0, min(r, n - 1))
-    drawn = rng.random((b, n)).argsort(axis=-1)
+    drawn = to_device(rng.random((b, n)).argsort(axis=-1), metric.device)
     src, dst = np.sort(drawn[:, :r], axis=-1), np.sort(drawn[:, r:], axis=-1)
     return Matching(src[:, :0], src, dst, alike(metric.data, src, dst).argmax(axis=-1))
 
@@ -147,7 +148,7 @@ def alike(m: Array, a: Array, b: Array) -> Array:
     m = m / np.where(length == 0.0, 1.0, length)
     left, right = (np.take_along_axis(m, place[..., None], axis=1) for place in (a, b))
     # An operation, so that `profile` counts it.
-    return ops.matmul(Tensor(left), Tensor(right).mT).numpy()
+    return ops.matmul(Tensor(left), Tensor(right).mT).data
 
 
 def schedule(r: int | tuple[int, float] | Sequence[int], layers: int) -> list[int]:
@@ -227,7 +228,7 @@ class ToMe(Module):
         """
         if x.ndim != 3:
             raise ShapeError(f"tome: x must be (B, N, D), not {x.shape}")
-        size = Tensor(np.ones((*x.shape[:2], 1), x.dtype)) if size is None else size
+        size = ops.ones((*x.shape[:2], 1), like=x) if size is None else size
         metric = x if metric is None else metric
         if self.split == "half":
             matching = match(metric, self.r, self.class_token, self.distill_token)

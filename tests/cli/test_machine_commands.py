@@ -307,7 +307,7 @@ def test_lessons_say_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     call("lessons", "--port", "0", code=2)
 
 
-def test_bench_reports_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_reports_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(bench, "BENCHMARKS", [lambda n: bench.engine_overhead(n, length=5)])
     report = json.loads(call("bench", "--repetitions", "1", "--json").stdout)
     assert report["machine"] and {row["library"] for row in report["rows"]} >= {"minitf"}
@@ -315,6 +315,10 @@ def test_bench_reports_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     words = call("bench", "--repetitions", "1").output
     assert "engine_overhead" in words and "us/op" in words, "the table does not say what was measured"
     call("bench", "--repetitions", "0", code=2)
+    assert "there is no folder" in call("bench", "--save", str(tmp_path / "none" / "b.json"), code=2).output
+    call("bench", "--repetitions", "1", "--save", str(tmp_path / "b.json"))
+    assert json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert "choose among: <lambda>" in call("bench", "engine", code=2).output
 
 
 def test_bench_fails_where_libraries_disagree(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,10 +173,10 @@ def register(kernel: Any) -> None:
 @pytest.fixture(autouse=True)
 def no_other_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernels that are installed have tests of their own; here they would only take time."""
-    for name, value in (("_backends", {}), ("_failures", {}), ("_candidates", {}), ("_discovered", True)):
+    for name, value in (("_backends", {}), ("_failures", {}), ("_ready", {}), ("_discovered", True)):
         monkeypatch.setattr(kernels, name, value)
     yield
-    kernels._candidates.clear()
+    kernels._ready.clear()
 
 
 @pytest.mark.parametrize(("file", "name"), ALL, ids=[f"{file}-{name}" for file, name in ALL])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minitf.engine import Array, Tensor
+from minitf.engine import Array, Tensor, to_device
 
 from ..module import Module
 
@@ -28,5 +28,5 @@ class Position(Module):
 
 
 def as_positions(positions: Any) -> Array:
-    """Positions as an integer or floating-point array."""
-    return np.asarray(getattr(positions, "data", positions))
+    """Positions as an integer or floating-point array of NumPy: angles and distances are made on the CPU."""
+    return np.asarray(to_device(positions.data if isinstance(positions, Tensor) else positions, "cpu"))

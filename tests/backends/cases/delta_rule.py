@@ -1,4 +1,4 @@
-"""The delta rule: tokens around the spans of 128, widths around the vectors of 16, with decays and without."""
+"""The delta rule: tokens around the spans of 128, widths around vectors of 16, with decays and without."""
 
 from __future__ import annotations
 

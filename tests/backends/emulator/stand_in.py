@@ -84,9 +84,6 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __int__(self) -> int:
         return int(self.a)
 
-    def __index__(self) -> int:
-        return self.a.__index__()
-
     def __bool__(self) -> bool:
         return bool(self.a)
 
@@ -125,9 +122,22 @@ def indices(key: Any) -> Any:
 
 
 def called(function: Any, args: Any, options: dict[str, Any]) -> Any:
+    refuse(function, args, options)
     out = options.get("out")
     found = function(*unwrapped(tuple(args)), **{k: unwrapped(v) for k, v in options.items()})
     return (out[0] if isinstance(out, tuple) else out) if out is not None else wrapped(found)
+
+
+def refuse(function: Any, args: Any, options: dict[str, Any]) -> None:
+    """What NumPy can do and CuPy 13 to 15 cannot, of the things that were tried."""
+    name, ufunc = getattr(function, "__name__", ""), getattr(function, "__self__", None)
+    if "initial" in options:
+        raise TypeError(f"{name}() got an unexpected keyword argument 'initial'")
+    if function is np.where and not isinstance(args[0], ndarray):
+        raise AttributeError(f"{type(args[0]).__name__!r} object has no attribute 'astype'")
+    able = {"accumulate": (np.add, np.multiply), "reduceat": (np.add,)}
+    if isinstance(ufunc, np.ufunc) and ufunc not in able.get(name, (ufunc,)):
+        raise NotImplementedError(f"`cupy_{ufunc.__name__}.{name}` is not supported yet")
 
 
 class RawModule:
