@@ -24,7 +24,9 @@ def update_span(lo, hi, p, g, m, v, scalars):  # type: ignore[no-untyped-def]
     c = p.dtype.type
     keep, new1, b2, new2 = c(scalars[0]), c(scalars[1]), c(scalars[2]), c(scalars[3])
     root, eps, rate = c(scalars[4]), c(scalars[5]), c(scalars[6])
-    for i in range(lo, hi):
+    # Counted from 0: with an unknown first index Numba allows for negative ones, and LLVM does not vectorise.
+    p, g, m, v = p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi]
+    for i in range(len(p)):
         mi = m[i] + (g[i] - m[i]) * new1
         vi = v[i] * b2 + g[i] * g[i] * new2
         m[i], v[i] = mi, vi

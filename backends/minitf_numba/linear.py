@@ -36,6 +36,14 @@ def edge(n, p, cut):  # type: ignore[no-untyped-def]
     return n if p == cut else n * p // cut // 16 * 16
 
 
+@jit
+def fill(c, bias):  # type: ignore[no-untyped-def]
+    for i in range(c.shape[0]):
+        to = c[i]
+        for j in range(len(bias)):
+            to[j] = bias[j]
+
+
 @parallel_jit
 def product(cut, ta, tb, a, b, bias, c):  # type: ignore[no-untyped-def]
     """C = op(A) op(B), plus bias in every row where there is one (a vector of length 0: none)."""
@@ -47,9 +55,7 @@ def product(cut, ta, tb, a, b, bias, c):  # type: ignore[no-untyped-def]
         else:
             row, rows, column, columns = 0, m, edge(n, p, cut), edge(n, p + 1, cut) - edge(n, p, cut)
         if len(bias):
-            for i in range(row, row + rows):
-                for j in range(column, column + columns):
-                    c[i, j] = bias[j]
+            fill(c[row : row + rows, column : column + columns], bias[column : column + columns])
         block(ta, tb, a, b, beta, c, row, rows, column, columns)
 
 

@@ -103,18 +103,24 @@ def reader(*arrays: Any) -> Any:
     """A function that adds up the arrays on all cores."""
     numba = importlib.import_module("numba")
 
-    @numba.njit(parallel=True, fastmath=True)
-    def total(a: Any) -> Any:
+    @numba.njit(fastmath=True)
+    def total(part: Any) -> Any:
         s = np.float32(0.0)
-        for i in numba.prange(a.size):
-            s += a[i]
+        for i in range(len(part)):
+            s += part[i]
         return s
 
-    flat = [a.reshape(-1) for a in arrays]
+    @numba.njit(parallel=True)
+    def totals(a: Any, sums: Any) -> None:
+        cut, n = len(sums), len(a)
+        for p in numba.prange(cut):
+            sums[p] = total(a[n * p // cut : n * (p + 1) // cut])
+
+    flat, sums = [a.reshape(-1) for a in arrays], np.empty(16, "float32")
 
     def run() -> None:
         with use("auto"):
             for a in flat:
-                total(a)
+                totals(a, sums)
 
     return run

@@ -133,10 +133,10 @@ class SpeculativeDecoding(Module):
             q, small = [], states[1]
             for i in range(g):
                 logits, small = draft.step(np.array([found[-1] if i else ids[-1]]), small)
-                q.append(probabilities(logits.data[0], *self.settings))
+                q.append(probabilities(logits[0], *self.settings))
                 found.append(int(draw(q[-1], rng)))
             logits, large = target.prefill(np.array([[ids[-1], *found]]), states[0])
-            p = probabilities(logits.data[0], *self.settings)
+            p = probabilities(logits[0], *self.settings)
             new = verify(p, np.array(q), np.array(found, dtype=int), rng, self.lenience)
             passes, drafted, accepted = passes + 1, drafted + g, accepted + len(new) - 1
             # Roll back to what was accepted: the last token of `new` is read in the next pass.
