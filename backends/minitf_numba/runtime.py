@@ -25,7 +25,9 @@ __all__ = ["CORES", "contiguous", "jit", "parallel_jit", "parts", "prange"]
 SERIAL = 1 << 15
 CORES = os.cpu_count() or 1
 # The passes of Numba's parallel compiler that our loops do not need; `prange` is the one they do.
-PASSES = {"comprehension": False, "reduction": False, "setitem": False, "numpy": False, "stencil": False}
+PASSES = dict.fromkeys(
+    ("comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"), False
+)
 
 
 def parts(count: int, work: int, most: int = 4 * CORES) -> int:

@@ -89,6 +89,17 @@ def kernelized(name: str) -> Callable[[Body], Body]:
         DEFINITIONS[name] = (body, signature)
         defaults = tuple(p.default for p in signature.parameters.values())
         position = {key: i for i, key in enumerate(signature.parameters)}
+        count, required = len(defaults), sum(d is inspect.Parameter.empty for d in defaults)
+
+        def complete(args: tuple[Any, ...], options: dict[str, Any]) -> list[Any] | None:
+            """All arguments in the order of the definition; None where the definition will complain."""
+            given = [*args, *defaults[len(args) :]]
+            for key, value in options.items():
+                i = position.get(key, -1)
+                if i < len(args):
+                    return None
+                given[i] = value
+            return None if any(a is inspect.Parameter.empty for a in given) else given
 
         @functools.wraps(body)
         def operation(*args: Any, **options: Any) -> Any:
@@ -98,18 +109,13 @@ def kernelized(name: str) -> Callable[[Body], Body]:
             ready = _ready.get(name)
             if ready is None:
                 ready = find_ready(name)
-            if not ready:
-                return body(*args, **options)
-            given: Any = args + defaults[len(args) :]
-            if options:
-                given = list(given)
-                for key, value in options.items():
-                    i = position.get(key, -1)
-                    # An argument that is unknown or given twice: the definition says so.
-                    if i < len(args):
-                        return body(*args, **options)
-                    given[i] = value
-            if any(a is inspect.Parameter.empty for a in given):
+            n = len(args)
+            given: Any = args
+            if options or n < required:
+                given = complete(args, options)
+            elif n < count:
+                given = args + defaults[n:]
+            if not ready or given is None:
                 return body(*args, **options)
             reasons = []
             for backend, op in ready:

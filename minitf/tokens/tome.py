@@ -82,14 +82,14 @@ class Matching:
         """y (B, N - r, D) -> (B, N, D): every token gets what the token it is part of has."""
         kept, count = self.unm.shape[1], self.dst.shape[1]
         # Where unm and B_ lie in y.
-        xp = array_module(y.data)
+        xp = array_module(self.dst)
         unm, b = xp.arange(kept), kept + xp.arange(count)
         if self.distill:
             unm, b = np.where(unm > 0, unm + 1, 0), np.where(b > kept, b, 1)
         # For each of the N places, its place in y: (B, N)
         place = xp.empty((y.shape[0], kept + self.src.shape[1] + count), dtype=int)
         for at, there in ((self.dst, b[None]), (self.unm, unm[None]), (self.src, b[self.into])):
-            place = ops.put_along_axis(place, at, there, axis=1).data
+            place = ops.put_along_axis(place, at, there, axis=1)
         return ops.take_along_axis(y, place[..., None], axis=1)
 
     def _gather(self, x: Tensor) -> Tensor:

@@ -140,6 +140,16 @@ def test_the_stand_in_is_as_strict_as_cupy():
         np.asarray(x)
     assert isinstance(np.exp(x), stand_in.ndarray) and isinstance(x.sum(), stand_in.ndarray)
     assert np.isnan(stand_in.empty(3, "float16").get()).all()
+    # What NumPy does with its own arrays, and CuPy with none.
+    with pytest.raises(TypeError, match="initial"):
+        np.max(x, initial=0.0)
+    with pytest.raises(AttributeError, match="astype"):
+        np.where(True, x, 0.0)
+    with pytest.raises(NotImplementedError, match=r"maximum\.accumulate"):
+        np.maximum.accumulate(x)
+    with pytest.raises(TypeError, match="integer"):
+        range(stand_in.asarray(3))
+    assert np.array_equal(np.add.accumulate(x).get(), [1, 2, 3])
 
 
 @pytest.mark.parametrize("chip", ["sm_75", "sm_80", "sm_90"])

@@ -117,6 +117,15 @@ def test_forward_and_backward(name):
             compare(f"{name} {options}", outcome(name, "cuda", training, options), right)
 
 
+@pytest.mark.parametrize("options", [{}, {"distill_token": True}, {"split": "kth"}])
+def test_merged_tokens_come_back(options, cupy):
+    """What was merged on the card is taken apart there."""
+    x = CASE.tokens()
+    found = [mt.build("tome", dim=8, r=2, **options)(y) for y in (x, x.to("cuda"))]
+    here, there = (merged.matching.unmerge(merged.x) for merged in found)
+    assert there.device == "cuda" and np.array_equal(here.numpy(), there.numpy())
+
+
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_on_either_device(name, cupy):
     """A mask may be a NumPy array, a CuPy array or a tensor on the card. The last key is hidden."""
@@ -143,6 +152,28 @@ def streamed(name: str, device: str, dtype: str) -> dict[str, Any]:
             found["prefill again"], state = layer.prefill(x, state)
     assert all(y.device == device for y in found.values()), f"{name}: something is left on the other device"
     return {key: y.numpy() for key, y in found.items()}
+
+
+def test_operations_take_arrays_on_the_card(cupy):
+    """Arrays that are no tensors: the same numbers, on the card."""
+    x, ids = np.random.default_rng(0).standard_normal((3, 4)), np.array([2, 0, 2])
+    empty = np.ones((2, 0))
+    for operation, args in (
+        (ops.keyed_dropout, (x, 7, 0.5)),
+        (ops.embedding, (ids, x)),
+        (ops.cross_entropy, (x, ids)),
+        (ops.cross_entropy, (x, ids, 2)),
+        (ops.softmax, (empty,)),
+        (ops.logsumexp, (empty,)),
+        (ops.where, (True, x, 0.0)),
+        (ops.joint_mask, (ids == 2, np.tri(3, dtype=bool))),
+    ):
+        there = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
+        with ops.kernels.use("reference"):
+            a, b = (operation(*given) for given in (there, args))
+        a, b = (y.data if isinstance(y, Tensor) else y for y in (a, b))
+        assert isinstance(a, cupy.ndarray) and np.array_equal(a.get(), b), operation.__name__
+    assert ops.zeros(2, like=cupy.asarray(x)).device == "cuda"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -113,6 +113,14 @@ def test_gradients() -> None:
     check_grad(run, Q, K, V, bias, SLOPES)
 
 
+def test_a_mask_and_a_rule() -> None:
+    rule, mask = np.tri(3, dtype=bool), np.array([True, False, True])
+    assert ops.joint_mask(None, None) is None and ops.joint_mask(None, rule) is rule
+    assert ops.joint_mask(mask, None) is mask
+    for given in (mask, mt.tensor(mask)):
+        assert np.array_equal(ops.joint_mask(given, rule), mask & rule), "both must be true"
+
+
 def test_a_row_that_sees_nothing() -> None:
     q, k = (mt.tensor(x, requires_grad=True) for x in (Q, K))
     o, lse = ops.attention_with_logsumexp(q, k, V, mask=np.zeros((6, 6), bool))

@@ -160,6 +160,18 @@ def test_creation() -> None:
     )
 
 
+def test_creation_beside_another() -> None:
+    for like in (tensor([1.0], dtype="float64"), np.ones(3)):
+        made = [
+            ops.zeros(2, like=like),
+            ops.ones(2, like=like),
+            ops.full(2, 7.0, like=like),
+            ops.eye(2, like=like),
+        ]
+        assert all(y.dtype == np.float64 and y.device == "cpu" for y in made), "they must have its dtype"
+    assert ops.full(2, 7.0, like=np.ones(3)).numpy().tolist() == [7.0, 7.0]
+
+
 def test_every_operation_is_documented_and_typed() -> None:
     for name in ops.__all__:
         operation = getattr(ops, name)
