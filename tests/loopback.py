@@ -1,6 +1,6 @@
 """A backend whose kernels are the plain definitions: it proves the dispatch, not the arithmetic.
 
-`pytest --backend loopback` runs any test through it, `--backend numba` through the kernels of the CPU.
+`pytest --backend loopback` runs any test through it, `--backend auto` with the kernels of the CPU.
 """
 
 from __future__ import annotations

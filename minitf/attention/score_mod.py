@@ -238,8 +238,7 @@ class ScoreModAttention(Module):
         masks = [self.mask_mod] + [causal] * (self.causal and same)
         if mask is not None:
             # Places are on the CPU, so this is too.
-            shown = to_device(mask.data if isinstance(mask, Tensor) else mask, "cpu")
-            shown = np.broadcast_to(shown, shape)
+            shown = np.broadcast_to(to_device(mask.data if isinstance(mask, Tensor) else mask, "cpu"), shape)
             masks.append(lambda b, h, i, j: shown[b, h, i, j])
         return and_masks(*masks)
 

@@ -126,13 +126,19 @@ def integers(ids: Like, limit: int, what: str) -> Array:
     return ids
 
 
-@kernelized("embedding")
 def embedding(ids: Like, table: Like) -> Tensor:
     """Rows of a table: integers (...), table (V, D) -> (..., D).
 
     Raises:
         TypeError: ids are not integers. ValueError: an id is outside 0..V-1.
     """
+    # A copy: the backward needs the ids as they were, also where the caller uses their memory again.
+    raw = ids.data if isinstance(ids, Tensor) else ids
+    return rows_of(array_module(raw).array(raw), table)
+
+
+@kernelized("embedding")
+def rows_of(ids: Like, table: Like) -> Tensor:
     return take(table, integers(ids, table.shape[0], "token ids"), axis=0)
 
 
