@@ -3,9 +3,9 @@
     check_kernel("layer_norm", "numba", {"x": x, "weight": w, "bias": None}, dtype="float32")
 
 How far a kernel may be off is earned by the definition: it is run in float32 and in float64, and the
-difference is its own error. A kernel may have twice that and a few roundings. In float64 nothing more exact is
-at hand: the own error is taken to be that of float32 by the ratio of the precisions, and since
-the definition has it too, a kernel may differ by three times that. Besides, outputs are written in full,
+difference is its own error. A kernel may have twice that and a few roundings. In float64 nothing more exact
+is at hand: the own error is taken to be that of float32 by the ratio of the precisions, and since the
+definition has it too, a kernel may differ by three times that. Besides, outputs are written in full,
 arguments are left alone, and two runs agree in every bit, as do views of other memory layouts.
 """
 
