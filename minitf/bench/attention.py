@@ -12,7 +12,7 @@ from minitf import ops
 from minitf.engine import Tensor, no_grad
 from minitf.ops.kernels import use
 
-from .measure import Row, agree, compared, importable
+from .measure import PAUSE, Row, agree, compared, importable
 
 # (B, H, N, d)
 SHAPES = [(4, 6, 1024, 64), (1, 6, 4096, 64)]
@@ -31,7 +31,7 @@ def attention(repetitions: int = 15, shapes: list[tuple[int, int, int, int]] | N
         case = "B={} H={} N={} d={}".format(*shape)
         # float32 sums over N terms.
         agree(f"attention {case}", {name: run() for name, run in runs.items()}, 1e-4)
-        rows += compared("attention", case, runs, repetitions, "ms", 1e3)
+        rows += compared("attention", case, runs, repetitions, "ms", 1e3, PAUSE)
     return rows
 
 
@@ -84,7 +84,7 @@ def decode(repetitions: int = 15, cache: tuple[int, int, int, int] = CACHE) -> l
     if importable("numba"):
         runs["memory"] = reader(k, v)
     gigabytes = (k.nbytes + v.nbytes) / 1e9
-    found = compared("decode", f"one token over {n}", runs, repetitions, "ms", 1e3)
+    found = compared("decode", f"one token over {n}", runs, repetitions, "ms", 1e3, PAUSE)
     # Speeds, so that more is better: the quartiles change places.
     return [
         replace(

@@ -42,8 +42,18 @@ class Row:
     ratio: float = 1.0
 
 
+# Of `compared`, for libraries that keep threads of their own.
+PAUSE = 0.1
+
+
 def compared(
-    benchmark: str, case: str, runs: dict[str, Callable[[], Any]], repetitions: int, unit: str, scale: float
+    benchmark: str,
+    case: str,
+    runs: dict[str, Callable[[], Any]],
+    repetitions: int,
+    unit: str,
+    scale: float,
+    pause: float = 0.0,
 ) -> list[Row]:
     """Time the runs in turns and return a row for each; "minitf" must be among them.
 
@@ -51,6 +61,8 @@ def compared(
         runs: library -> a function to time.
         repetitions: how often each runs.
         scale: from seconds for one run to `unit`.
+        pause: seconds of rest before each turn, and then one run that is not timed. Threads of a library
+            spin for some 30 ms after their work, on cores that the next one needs.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     # Once for each, not timed: what is compiled or allocated on first use.
@@ -58,6 +70,9 @@ def compared(
         run()
     for _ in range(repetitions):
         for name, run in runs.items():
+            if pause:
+                time.sleep(pause)
+                run()
             start = time.perf_counter()
             run()
             times[name].append((time.perf_counter() - start) * scale)

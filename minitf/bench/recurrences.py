@@ -13,7 +13,7 @@ from minitf import ops
 from minitf.engine import Tensor
 from minitf.ops.kernels import use
 
-from .measure import Row, agree, compared, importable
+from .measure import PAUSE, Row, agree, compared, importable
 
 # (B, H, N, d), and the chunk of torch's forms.
 SHAPE, CHUNK = (4, 6, 1024, 64), 64
@@ -131,7 +131,7 @@ def recurrences(repetitions: int = 15, shape: tuple[int, int, int, int] = SHAPE)
                 del runs[name]
         case = "{} B={} H={} N={} d={}".format(kind, *shape)
         agree(case, found, 2e-4)
-        rows += compared("recurrences", case, runs, repetitions, "ms", 1e3)
+        rows += compared("recurrences", case, runs, repetitions, "ms", 1e3, PAUSE)
     return rows
 
 

@@ -13,7 +13,7 @@ from minitf.models import Config, LanguageModel
 from minitf.ops.kernels import use
 from minitf.train import AdamW
 
-from .measure import Row, agree, compared, importable
+from .measure import PAUSE, Row, agree, compared, importable
 
 # Of AdamW, in every library.
 LR, BETAS, EPS, DECAY = 3e-4, (0.9, 0.999), 1e-8, 0.01
@@ -67,7 +67,7 @@ def training(repetitions: int = 15, sizes: dict[str, Size] | None = None) -> lis
                 print(f"{case}: {name} cannot run here ({type(error).__name__}) and is left out")
                 del steps[name]
         agree(f"losses of the {case} GPT", losses, 1e-4)
-        rows += compared("training", f"GPT step, {case}", steps, repetitions, "ms", 1e3)
+        rows += compared("training", f"GPT step, {case}", steps, repetitions, "ms", 1e3, PAUSE)
     return rows
 
 
