@@ -56,3 +56,12 @@ def test_the_picture_can_be_drawn_again(tmp_path: Path) -> None:
     assert drawn.shape == kept.shape, f"{drawn.shape} drawn, {kept.shape} kept: run docs/patterns.py again"
     error = float(np.mean(np.abs(drawn - kept)))
     assert error <= 0.02, f"docs/patterns.png is out of date by {error:.3f}: run docs/patterns.py again"
+
+
+def test_the_numbers_of_kernels() -> None:
+    import minitf_cupy
+    import minitf_numba
+
+    words = f"Numba kernels for {len(minitf_numba.KERNELS)} operations"
+    assert words in TEXT, f"the table should say: {words}"
+    assert f"CUDA kernels for {len(minitf_cupy.KERNELS)}," in TEXT, "the number of CUDA kernels is another"

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from numba import carray, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from .runtime import jit
-from .vector import exp
+from .vector import exp, tanh
 
 SUMS = {"reassoc", "contract"}
 # Elements whose running maxima are kept side by side, so that the maximum of a row vectorises.
@@ -83,77 +83,6 @@ def hidden(mask, b, h, i0, i1, j0, j1):  # type: ignore[no-untyped-def]
                 if row[j]:
                     return False
     return True
-
-
-@jit(fastmath={"contract"})
-def expm1_32(x):  # type: ignore[no-untyped-def]
-    f, i = np.float32, np.int32
-    n = np.floor(x * f(1.44269504) + f(0.5))
-    r = x - n * f(0.693359375)
-    r = r - n * f(-2.12194440e-4)
-    p = f(1.0 / 5040.0)
-    p = p * r + f(1.0 / 720.0)
-    p = p * r + f(1.0 / 120.0)
-    p = p * r + f(1.0 / 24.0)
-    p = p * r + f(1.0 / 6.0)
-    p = p * r + f(0.5)
-    p = p * r + f(1.0)
-    two = i((i(n) + i(127)) << i(23)).view(f)
-    return two * (p * r) + (two - f(1.0))
-
-
-@jit(fastmath={"contract"})
-def expm1_64(x):  # type: ignore[no-untyped-def]
-    n = np.floor(x * 1.4426950408889634 + 0.5)
-    r = x - n * 0.6931471803691238
-    r = r - n * 1.9082149292705877e-10
-    p = 1.0 / 87178291200.0
-    p = p * r + 1.0 / 6227020800.0
-    p = p * r + 1.0 / 479001600.0
-    p = p * r + 1.0 / 39916800.0
-    p = p * r + 1.0 / 3628800.0
-    p = p * r + 1.0 / 362880.0
-    p = p * r + 1.0 / 40320.0
-    p = p * r + 1.0 / 5040.0
-    p = p * r + 1.0 / 720.0
-    p = p * r + 1.0 / 120.0
-    p = p * r + 1.0 / 24.0
-    p = p * r + 1.0 / 6.0
-    p = p * r + 0.5
-    p = p * r + 1.0
-    two = np.int64((np.int64(np.int32(n)) + np.int64(1023)) << np.int64(52)).view(np.float64)
-    return two * (p * r) + (two - 1.0)
-
-
-@jit(fastmath={"contract"})
-def tanh32(x):  # type: ignore[no-untyped-def]
-    f = np.float32
-    y = abs(x)
-    y = f(10.0) if y > f(10.0) else y
-    e = expm1_32(y + y)
-    t = e / (e + f(2.0))
-    return -t if x < f(0.0) else t
-
-
-@jit(fastmath={"contract"})
-def tanh64(x):  # type: ignore[no-untyped-def]
-    y = abs(x)
-    y = 20.0 if y > 20.0 else y
-    e = expm1_64(y + y)
-    t = e / (e + 2.0)
-    return -t if x < 0.0 else t
-
-
-def tanh(x):  # type: ignore[no-untyped-def]
-    """(exp(2|x|) - 1) / (exp(2|x|) + 1) with the sign of x; exp(y) - 1 keeps its digits near y = 0."""
-    raise NotImplementedError("only in compiled code")
-
-
-@overload(tanh)  # type: ignore[untyped-decorator]
-def tanh_of(x):  # type: ignore[no-untyped-def]
-    if x == types.float32:
-        return lambda x: tanh32(x)
-    return lambda x: tanh64(x)
 
 
 # Loops below run from 0: with another lower limit Numba allows for negative places, and nothing vectorises.
