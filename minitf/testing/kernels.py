@@ -23,7 +23,7 @@ from .checks.backends import poisoned
 
 # Roundings that any kernel is allowed, in units of the precision times the largest value. In float64 those of
 # the definition come on top.
-ROUNDINGS = {"float32": 16, "float64": 32}
+ROUNDINGS = {"float16": 16, "float32": 16, "float64": 32}
 
 
 def computed(name: str, mode: str, args: Mapping[str, Any], dtype: str, seed: int) -> dict[str, Array]:
@@ -138,7 +138,7 @@ def close(words: str, value: Array, exact: Array, own: float, dtype: str) -> Non
     )
     value, exact = value[finite], exact[finite]
     scale = np.max(np.abs(exact), initial=1.0)
-    times = 2 if dtype == "float32" else 3
+    times = 3 if dtype == "float64" else 2
     allowed = times * own + ROUNDINGS[dtype] * np.finfo(dtype).eps * scale
     error = np.max(np.abs(value - exact), initial=0.0)
     assert error <= allowed, f"{words} is off by {error:.3g}; the definition's own error allows {allowed:.3g}"
