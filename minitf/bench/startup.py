@@ -13,10 +13,12 @@ from .measure import BenchError, Row, compared
 
 PLAIN = "import numpy"
 IMPORT = "import minitf"
-# One training step of a small model: every kernel of the training path, float32.
+# One training step of a small GPT like those of `training`: every kernel of its path, float32.
 STEP = """
 import numpy as np, minitf as mt
-model = mt.models.LanguageModel(mt.models.Config(vocab=9, context=16, dim=32, depth=1, heads=2), seed=0)
+config = mt.models.Config(vocab=9, context=16, dim=32, depth=1, heads=2, attention="softmax", ffn="gelu",
+                          norm="layernorm", position="learned", block="pre")
+model = mt.models.LanguageModel(config, seed=0)
 optimizer = mt.train.AdamW(model.parameters())
 ids = np.zeros((2, 16), dtype=int)
 with mt.use("{mode}"):
