@@ -14,6 +14,7 @@ FILES = {
     "add_rms_norm": "norms",
     "attention_with_logsumexp": "attention",
     "bias_activation": "activations",
+    "block_sparse_attention": "sparse_attention",
     "combine_rows": "rows",
     "conv": "convolution",
     "cross_entropy": "cross_entropy",
@@ -31,6 +32,7 @@ FILES = {
     "silu": "activations",
     "softmax_attention": "attention",
     "topk": "topk",
+    "window_attention": "sparse_attention",
 }
 
 
