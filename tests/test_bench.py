@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from minitf import bench
-from minitf.bench import engine, startup
+from minitf.bench import engine
 from minitf.bench.engine import CHAINS
 from minitf.bench.measure import Snapshot
+from minitf.bench.startup import python
 from minitf.bench.training import Size
 
 
@@ -70,7 +71,7 @@ def test_startup() -> None:
     rows = bench.startup(1)
     assert [row.library for row in rows] == ["minitf", "numpy alone", "minitf", "minitf, plain", "minitf"]
     with pytest.raises(bench.BenchError, match="NameError"):
-        startup.python("nonsense")
+        python("nonsense")
 
 
 def test_foreign_load_is_told() -> None:

@@ -56,13 +56,13 @@ def _compiler(function: Callable[..., Any] | None, options: dict[str, Any]) -> A
 
 
 class Note(event.Listener):  # type: ignore[misc]
-    """Says on stderr which kernels are compiled: the first use on a machine takes seconds."""
+    """Tells whoever sits at a terminal which kernels are compiled: the first use on a machine takes seconds."""
 
     said: ClassVar[set[str]] = set()
 
     def on_start(self, found: Any) -> None:
         module = found.data["dispatcher"].py_func.__module__
-        if module.startswith(__package__) and module not in self.said:
+        if module.startswith(__package__) and module not in self.said and sys.stderr.isatty():
             self.said.add(module)
             name = module.rpartition(".")[2]
             print(f"minitf: compiling the {name} kernels, once for this machine ...", file=sys.stderr)
