@@ -56,7 +56,7 @@ def _compiler(function: Callable[..., Any] | None, options: dict[str, Any]) -> A
 
 
 class Note(event.Listener):  # type: ignore[misc]
-    """Tells whoever sits at a terminal which kernels are compiled: the first use on a machine takes seconds."""
+    """Tells whoever sits at a terminal which kernels are compiled: a first use takes seconds."""
 
     said: ClassVar[set[str]] = set()
 
