@@ -33,11 +33,10 @@ f, i = np.float32, np.int32
 
 
 @jit(fastmath={"contract"})
-def exp32(x):  # type: ignore[no-untyped-def]
-    y = f(-87.0) if x < f(-87.0) else x
-    y = f(89.0) if y > f(89.0) else y
-    n = np.floor(y * f(LOG2E) + f(0.5))
-    r = y - n * f(0.693359375)
+def reduced32(x):  # type: ignore[no-untyped-def]
+    """n, r and (p(r) - 1) / r."""
+    n = np.floor(x * f(LOG2E) + f(0.5))
+    r = x - n * f(0.693359375)
     r = r - n * f(-2.12194440e-4)
     p = f(1.0 / 5040.0)
     p = p * r + f(1.0 / 720.0)
@@ -46,6 +45,14 @@ def exp32(x):  # type: ignore[no-untyped-def]
     p = p * r + f(1.0 / 6.0)
     p = p * r + f(0.5)
     p = p * r + f(1.0)
+    return n, r, p
+
+
+@jit(fastmath={"contract"})
+def exp32(x):  # type: ignore[no-untyped-def]
+    y = f(-87.0) if x < f(-87.0) else x
+    y = f(89.0) if y > f(89.0) else y
+    n, r, p = reduced32(y)
     p = p * r + f(1.0)
     # Two factors, because 2^128 alone is not a float32.
     half = i(i(n) >> i(1))
@@ -59,13 +66,13 @@ d, j = np.float64, np.int64
 
 
 @jit(fastmath={"contract"})
-def exp64(x):  # type: ignore[no-untyped-def]
-    y = -708.0 if x < -708.0 else x
-    y = 710.0 if y > 710.0 else y
-    n = np.floor(y * LOG2E + 0.5)
-    r = y - n * 0.6931471803691238
+def reduced64(x):  # type: ignore[no-untyped-def]
+    """n, r and (p(r) - 1) / r."""
+    n = np.floor(x * LOG2E + 0.5)
+    r = x - n * 0.6931471803691238
     r = r - n * 1.9082149292705877e-10
-    p = 1.0 / 6227020800.0
+    p = 1.0 / 87178291200.0
+    p = p * r + 1.0 / 6227020800.0
     p = p * r + 1.0 / 479001600.0
     p = p * r + 1.0 / 39916800.0
     p = p * r + 1.0 / 3628800.0
@@ -78,6 +85,14 @@ def exp64(x):  # type: ignore[no-untyped-def]
     p = p * r + 1.0 / 6.0
     p = p * r + 0.5
     p = p * r + 1.0
+    return n, r, p
+
+
+@jit(fastmath={"contract"})
+def exp64(x):  # type: ignore[no-untyped-def]
+    y = -708.0 if x < -708.0 else x
+    y = 710.0 if y > 710.0 else y
+    n, r, p = reduced64(y)
     p = p * r + 1.0
     half = j(i(n) >> i(1))
     rest = j(i(n)) - half
@@ -174,47 +189,20 @@ def sigmoid_of(x):  # type: ignore[no-untyped-def]
 
 @jit(fastmath={"contract"})
 def expm1_32(x):  # type: ignore[no-untyped-def]
-    f, i = np.float32, np.int32
-    n = np.floor(x * f(1.44269504) + f(0.5))
-    r = x - n * f(0.693359375)
-    r = r - n * f(-2.12194440e-4)
-    p = f(1.0 / 5040.0)
-    p = p * r + f(1.0 / 720.0)
-    p = p * r + f(1.0 / 120.0)
-    p = p * r + f(1.0 / 24.0)
-    p = p * r + f(1.0 / 6.0)
-    p = p * r + f(0.5)
-    p = p * r + f(1.0)
+    n, r, p = reduced32(x)
     two = i((i(n) + i(127)) << i(23)).view(f)
     return two * (p * r) + (two - f(1.0))
 
 
 @jit(fastmath={"contract"})
 def expm1_64(x):  # type: ignore[no-untyped-def]
-    n = np.floor(x * 1.4426950408889634 + 0.5)
-    r = x - n * 0.6931471803691238
-    r = r - n * 1.9082149292705877e-10
-    p = 1.0 / 87178291200.0
-    p = p * r + 1.0 / 6227020800.0
-    p = p * r + 1.0 / 479001600.0
-    p = p * r + 1.0 / 39916800.0
-    p = p * r + 1.0 / 3628800.0
-    p = p * r + 1.0 / 362880.0
-    p = p * r + 1.0 / 40320.0
-    p = p * r + 1.0 / 5040.0
-    p = p * r + 1.0 / 720.0
-    p = p * r + 1.0 / 120.0
-    p = p * r + 1.0 / 24.0
-    p = p * r + 1.0 / 6.0
-    p = p * r + 0.5
-    p = p * r + 1.0
-    two = np.int64((np.int64(np.int32(n)) + np.int64(1023)) << np.int64(52)).view(np.float64)
+    n, r, p = reduced64(x)
+    two = j((j(i(n)) + j(1023)) << j(52)).view(d)
     return two * (p * r) + (two - 1.0)
 
 
 @jit(fastmath={"contract"})
 def tanh32(x):  # type: ignore[no-untyped-def]
-    f = np.float32
     y = abs(x)
     y = f(10.0) if y > f(10.0) else y
     e = expm1_32(y + y)

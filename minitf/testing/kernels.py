@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from minitf import ops
-from minitf.engine import Array, Tensor
+from minitf.engine import Array, Tensor, array_module, to_device
 
 from .checks.backends import poisoned
 
@@ -27,27 +27,32 @@ ROUNDINGS = {"float16": 16, "float32": 16, "float64": 32}
 
 
 def computed(name: str, mode: str, args: Mapping[str, Any], dtype: str, seed: int) -> dict[str, Array]:
-    """Every output of the operation and every gradient under a random cotangent, by name."""
+    """Every output of the operation and every gradient under a random cotangent, by name, as NumPy arrays.
+
+    The arrays of `args` may live on either device; floating ones are differentiated.
+    """
     operation = getattr(ops, name)
-    with ops.kernels.use(mode), poisoned():
-        given: dict[str, Any] = {}
-        for key, value in args.items():
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-                # Tensors of the very array, so that its memory layout reaches the kernel.
-                given[key] = Tensor(value, requires_grad=True)
-            else:
-                given[key] = value
+    xp = next((array_module(a) for a in args.values() if array_module(a) is not np), np)
+    with ops.kernels.use(mode), poisoned(xp):
+        # Tensors of the very arrays, so that their memory layout reaches the kernel.
+        given = {
+            key: Tensor(a, requires_grad=True) if isinstance(a, xp.ndarray) and a.dtype.kind == "f" else a
+            for key, a in args.items()
+        }
         out = operation(**given)
         outputs = out if isinstance(out, tuple) else (out,)
-        found = {f"output {i}": y.numpy() for i, y in enumerate(outputs)}
+        found = {
+            f"output {i}": to_device(y.data if isinstance(y, Tensor) else y, "cpu")
+            for i, y in enumerate(outputs)
+        }
         rng = np.random.default_rng(seed)
         total: Any = 0.0
-        for y in outputs:
-            if y.dtype.kind == "f" and y.requires_grad:
+        for y, value in zip(outputs, list(found.values()), strict=True):
+            if isinstance(y, Tensor) and y.dtype.kind == "f" and y.requires_grad:
                 # An output of -inf (an empty row's log-sum-exp) takes no part.
-                finite = np.isfinite(y.numpy())
+                finite = np.isfinite(value)
                 g = np.where(finite, rng.standard_normal(y.shape), 0.0).astype(dtype)
-                total = total + (ops.where(finite, y, 0.0) * g).sum()
+                total = total + (ops.where(xp.asarray(finite), y, 0.0) * xp.asarray(g)).sum()
         if isinstance(total, Tensor):
             total.backward()
         for key, leaf in given.items():

@@ -19,7 +19,7 @@ from minitf.testing.kernels import cast, computed
 from minitf.train import AdamW
 
 from .cases import CASES
-from .cuda.compared import arguments_of, check_on_card, on_card, refused
+from .cuda.compared import arguments_of, check_on_card, refused
 from .emulator import stand_in
 
 NAMES = sorted(set(minitf_cupy.KERNELS) & set(CASES))
@@ -81,7 +81,7 @@ def fallen_back(name, args, dtype) -> None:
     given = {
         k: Tensor(cupy.asarray(a)) if isinstance(a, np.ndarray) else a for k, a in cast(args, dtype).items()
     }
-    found = on_card(name, given, dtype, 0, mode="auto")["output 0"]
+    found = computed(name, "auto", given, dtype, 0)["output 0"]
     right = computed(name, "reference", cast(args, dtype), dtype, 0)["output 0"]
     assert np.allclose(found, right, rtol=1e-4, atol=1e-5, equal_nan=True), (
         f"{name}: the definition on the card"
@@ -108,7 +108,7 @@ def test_half_precision(emulated, name):
             return
         half = cast(args, "float16")
         given = {k: cupy.asarray(a) if isinstance(a, np.ndarray) else a for k, a in half.items()}
-        found = on_card(name, given, "float16", 0)
+        found = computed(name, "cupy", given, "float16", 0)
         right = computed(name, "reference", cast(half, "float64"), "float64", 0)
         for key, value in found.items():
             scale = np.abs(right[key]).max(initial=1.0)

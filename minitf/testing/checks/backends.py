@@ -20,27 +20,27 @@ from .core import CALLED, ROUNDING, check, difference, flat, gradients_of, run, 
 
 
 @contextmanager
-def poisoned() -> Iterator[None]:
-    """Let `np.empty` and `np.empty_like` give NaN: whoever reads what it never wrote is found out."""
+def poisoned(xp: Any = np) -> Iterator[None]:
+    """Let `empty` and `empty_like` of a library give NaN: whoever reads what it never wrote is found out."""
     names = ("empty", "empty_like")
-    before = {name: getattr(np, name) for name in names}
+    before = {name: getattr(xp, name) for name in names}
 
     def poisonous(make: Any) -> Any:
         def made(*args: Any, **options: Any) -> Array:
             a = make(*args, **options)
             if a.dtype.kind in "fc":
-                a.fill(np.nan)
+                a[...] = np.nan
             return a
 
         return made
 
     try:
         for name in names:
-            setattr(np, name, poisonous(before[name]))
+            setattr(xp, name, poisonous(before[name]))
         yield
     finally:
         for name in names:
-            setattr(np, name, before[name])
+            setattr(xp, name, before[name])
 
 
 def has_kernels(subject: Subject) -> str:
