@@ -98,7 +98,7 @@ def dispatch(repetitions: int = 15, length: int = 2000) -> list[Row]:
     """
     kernel = kernels.Kernel(lambda x: (x, None), lambda residuals, g: (g,), lambda x: None)
     definition = kernels.kernelized("bench_identity")(lambda x: x)
-    operation = kernels.operation_of("bench_identity", kernel)
+    operation = kernels.operation_of("bench_identity", "bench", kernel)
     x = tensor(np.ones((8, 8)))
     module = SimpleNamespace(KERNELS={"bench_identity": kernel}, unavailable=lambda: None)
     kernels.register_backend("bench", module)
