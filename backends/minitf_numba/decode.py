@@ -6,6 +6,10 @@ for each chunk of keys, on some thread:      for all queries that share the key 
 (m, z, o) of two pieces merge to             m' = max(m1, m2),   w_n = exp(m_n - m')
     (m', w1 z1 + w2 z2, w1 o1 + w2 o2)       associative; here in the order of the chunks
 o = o / z,   lse = m + log z
+
+Memory gives a core more when it reads at several places at once: the keys j, j + n / 4, j + n / 2 and
+j + 3 n / 4 of a chunk of n are multiplied side by side, and the values likewise, with vectors in registers
+(gated_scan_lanes.py): the fewer instructions for a key, the more keys are on their way from memory.
 """
 
 from __future__ import annotations
@@ -15,12 +19,14 @@ from typing import Any
 import numpy as np
 
 from .attention_tiles import LANES, adjust, cap, clear, exponentials, largest, memory, ranges
+from .gated_scan_lanes import BYTES, add, fma, load, mul, spread, store, total, zeros
 from .runtime import CORES, jit, parallel_jit, parts, prange
 from .vector import exp
 
 SUMS = {"reassoc", "contract"}
-# Keys of a chunk, and most queries of a key head.
-CHUNK = 512
+# Keys of a chunk: for many queries, so that it stays in the cache, and for one query of a long cache.
+CHUNK, LONG = 512, 2048
+# Most queries of a key head.
 ROWS = 16
 
 
@@ -31,30 +37,69 @@ def few(sizes: tuple[int, ...]) -> bool:
 
 
 @jit(fastmath=SUMS)
-def dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
-    """x[j] = scale * query . key j, keys `step` elements apart."""
+def add_dots(query, keys, step, x):  # type: ignore[no-untyped-def]
+    """x[j] += query . key j, keys `step` elements apart."""
     for j in range(len(x)):
         total, key = x.dtype.type(0), keys[j * step :]
         for c in range(len(query)):
             total += query[c] * key[c]
-        x[j] = scale * total
+        x[j] += total
+
+
+@jit
+def dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
+    """x[j] = scale * query . key j."""
+    n, lanes = len(x) // 4, BYTES // x.itemsize
+    wide = len(query) // lanes * lanes
+    clear(x)
+    for j in range(n):
+        at0, at1, at2, at3 = j * step, (j + n) * step, (j + 2 * n) * step, (j + 3 * n) * step
+        sum0 = sum1 = sum2 = sum3 = zeros(x)
+        for c in range(0, wide, lanes):
+            q = load(query, c)
+            sum0 = fma(q, load(keys, at0 + c), sum0)
+            sum1 = fma(q, load(keys, at1 + c), sum1)
+            sum2 = fma(q, load(keys, at2 + c), sum2)
+            sum3 = fma(q, load(keys, at3 + c), sum3)
+        x[j], x[j + n], x[j + 2 * n], x[j + 3 * n] = total(sum0), total(sum1), total(sum2), total(sum3)
+    # The columns and keys that are left.
+    if wide < len(query):
+        add_dots(query[wide:], keys[wide:], step, x[: 4 * n])
+    add_dots(query, keys[4 * n * step :], step, x[4 * n :])
+    for j in range(len(x)):
+        x[j] *= scale
 
 
 @jit(fastmath={"contract"})
+def add_values(x, values, step, out):  # type: ignore[no-untyped-def]
+    """out += sum over j of x[j] * value j, values `step` elements apart."""
+    for j in range(len(x)):
+        value = values[j * step :]
+        for c in range(len(out)):
+            out[c] += x[j] * value[c]
+
+
+@jit
 def weighted(x, values, step, out):  # type: ignore[no-untyped-def]
     """out += sum over j of x[j] * value j."""
-    fours = len(x) // 4
-    for turn in range(fours):
-        j = 4 * turn
-        a, b, c, d = x[j], x[j + 1], x[j + 2], x[j + 3]
-        first, second = values[j * step :], values[(j + 1) * step :]
-        third, fourth = values[(j + 2) * step :], values[(j + 3) * step :]
-        for n in range(len(out)):
-            out[n] += (a * first[n] + b * second[n]) + (c * third[n] + d * fourth[n])
-    for j in range(4 * fours, len(x)):
-        first = values[j * step :]
-        for n in range(len(out)):
-            out[n] += x[j] * first[n]
+    n, lanes = len(x) // 8 * 2, BYTES // x.itemsize
+    wide = len(out) // lanes * lanes
+    for j in range(0, n, 2):
+        at0, at1, at2, at3 = j * step, (j + n) * step, (j + 2 * n) * step, (j + 3 * n) * step
+        x0, x1, x2, x3 = spread(x, j), spread(x, j + n), spread(x, j + 2 * n), spread(x, j + 3 * n)
+        i = j + 1
+        y0, y1, y2, y3 = spread(x, i), spread(x, i + n), spread(x, i + 2 * n), spread(x, i + 3 * n)
+        for c in range(0, wide, lanes):
+            even = fma(x0, load(values, at0 + c), load(out, c))
+            odd = mul(y0, load(values, at0 + step + c))
+            even, odd = fma(x1, load(values, at1 + c), even), fma(y1, load(values, at1 + step + c), odd)
+            even, odd = fma(x2, load(values, at2 + c), even), fma(y2, load(values, at2 + step + c), odd)
+            even, odd = fma(x3, load(values, at3 + c), even), fma(y3, load(values, at3 + step + c), odd)
+            store(out, c, add(even, odd))
+    # The columns and keys that are left.
+    if wide < len(out):
+        add_values(x[: 4 * n], values[wide:], step, out[wide:])
+    add_values(x[4 * n :], values[4 * n * step :], step, out)
 
 
 @jit
@@ -110,7 +155,7 @@ def merge(b, kv, sizes, pieces, o, kept, like):  # type: ignore[no-untyped-def]
 
 
 @parallel_jit
-def decode_all(start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
+def decode_all(keys, start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
     batch, heads, kv_heads, n_queries, n_keys, _, dv = sizes
     # Taken apart here: nested tuples do not pass into a parallel loop.
     (q, k, v, o), (mask, bias, slopes, scale, bound), (first, last) = at, rules, ends
@@ -120,8 +165,8 @@ def decode_all(start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, ru
     for p in prange(cut):
         for unit in range(units * p // cut, units * (p + 1) // cut):
             head, chunk = unit // chunks, unit % chunks
-            j0 = (start + chunk) * CHUNK
-            piece(head // kv_heads, head % kv_heads, j0, min(j0 + CHUNK, n_keys), sizes, (q, k, v, o),
+            j0 = (start + chunk) * keys
+            piece(head // kv_heads, head % kv_heads, j0, min(j0 + keys, n_keys), sizes, (q, k, v, o),
                   (first, last), (mask, bias, slopes, scale, bound), s[p], lanes[p],
                   pieces[head, chunk])  # fmt: skip
     for head in range(batch * kv_heads):
@@ -130,12 +175,14 @@ def decode_all(start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, ru
 
 def decode(sizes: Any, at: Any, kept: Any, sight: Any, rules: Any) -> None:
     b, h, kv, n, m, d, dv = sizes
+    rows = n * (h // kv)
+    keys = LONG if rows == 1 and b * kv * m >= 4 * CORES * LONG else CHUNK
     # Chunks before the window of the first query are left out; with few queries the rest are seen.
     window = sight[1]
-    start = max(m - n - window + 1, 0) // CHUNK if window else 0
-    chunks = -(-m // CHUNK) - start
-    cut, rows = parts(b * kv * chunks, b * h * n * m * (d + dv) // 8, CORES), n * (h // kv)
+    start = max(m - n - window + 1, 0) // keys if window else 0
+    chunks = -(-m // keys) - start
+    cut = parts(b * kv * chunks, b * h * n * m * (d + dv) // 8, CORES)
     pieces = np.empty((b * kv, chunks, rows, dv + 2), kept.dtype)
-    s, lanes = np.empty((cut, rows, CHUNK), kept.dtype), np.empty((cut, 4 * LANES), kept.dtype)
+    s, lanes = np.empty((cut, rows, keys), kept.dtype), np.empty((cut, 4 * LANES), kept.dtype)
     ends = tuple(np.empty((2, n), np.int64))
-    decode_all(start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules)
+    decode_all(keys, start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules)

@@ -27,8 +27,8 @@ from minitf.ops.kernels import Kernel
 
 from .delta_rule_backward import backward_head, erasers
 from .gated_scan_lanes import BYTES, add, fma, load, mul, spread, store, zeros
-from .gated_scan_shared import SPAN, Sizes, decayed, edge, inner, of, panel, reasons, unpanel
-from .runtime import parallel_jit, prange
+from .gated_scan_shared import SPAN, Sizes, decayed, edge, of, panel, reasons, unpanel
+from .runtime import inner, parallel_jit, prange
 
 
 @inner()

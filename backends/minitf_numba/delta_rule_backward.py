@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .gated_scan_lanes import BYTES, add, fma, load, mul, spread, store, total, zeros
-from .gated_scan_shared import SPAN, decayed, decays, gate_span, inner, transposed
+from .gated_scan_shared import SPAN, decayed, decays, gate_span, transposed
+from .runtime import inner
 
 
 @inner()

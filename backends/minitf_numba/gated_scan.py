@@ -38,13 +38,12 @@ from .gated_scan_shared import (
     decays,
     edge,
     gate_span,
-    inner,
     of,
     reasons,
     transposed,
     unpanel,
 )
-from .runtime import parallel_jit, prange
+from .runtime import inner, parallel_jit, prange
 
 
 @inner()

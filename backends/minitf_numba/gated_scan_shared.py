@@ -6,7 +6,6 @@ widths to whole vectors. Zeros fill the rest and change nothing: there k = 0 and
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,9 @@ from numba import types
 from numba.extending import overload
 
 from .gated_scan_lanes import BYTES, add, fma, load, mul, negative, spread, store, total, zeros
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .runtime import CORES, inner, parallel_jit, parts, prange
 from .vector import exp
 
-# For functions that only compiled code calls: wrappers for Python would take longer to compile than they do.
-inner = partial(jit, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # Tokens between two fresh starts of the gradient of g.
 SPAN = 128
 

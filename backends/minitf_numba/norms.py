@@ -21,14 +21,15 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .runtime import contiguous, jit, parallel_jit, parts, prange
+from .launch import share_out
+from .runtime import contiguous, inner, jit, parts
 
 # Sums may be taken in any order, so that they vectorise. No infinity is added on purpose here.
 SUMS = {"reassoc", "contract"}
 SPAN = 256
 
 
-@jit(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def forward_rows(lo, hi, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # type: ignore[no-untyped-def]
     width, zero = x.shape[1], x.dtype.type(0)
     for i in range(lo, hi):
@@ -57,7 +58,7 @@ def forward_rows(lo, hi, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # 
             out[j] = (row[j] - m) * scale * weight[j] + bias[j]
 
 
-@jit(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def backward_rows(lo, hi, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias):  # type: ignore[no-untyped-def]
     width, zero = s.shape[1], s.dtype.type(0)
     for j in range(width):
@@ -88,28 +89,27 @@ def backward_rows(lo, hi, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbi
                 out[j] += more[j]
 
 
-@parallel_jit
-def forward_all(cut, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # type: ignore[no-untyped-def]
+@inner
+def forward_part(p, cut, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # type: ignore[no-untyped-def]
     n = len(x)
-    if cut == 1:
-        forward_rows(np.int64(0), n, x, r, weight, bias, eps, centre, s, y, mean, rstd)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            lo, hi = n * p // cut, n * (p + 1) // cut
-            forward_rows(lo, hi, x, r, weight, bias, eps, centre, s, y, mean, rstd)
+    forward_rows(n * p // cut, n * (p + 1) // cut, x, r, weight, bias, eps, centre, s, y, mean, rstd)
 
 
-@parallel_jit
-def backward_all(cut, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias):  # type: ignore[no-untyped-def]
+@jit
+def forward_all(cut, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # type: ignore[no-untyped-def]
+    share_out(forward_part, cut, (x, r, weight, bias, eps, centre, s, y, mean, rstd))
+
+
+@inner
+def backward_part(p, cut, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias):  # type: ignore[no-untyped-def]
     n = len(s)
-    if cut == 1:
-        backward_rows(np.int64(0), n, g, gs, s, weight, centre, mean, rstd, dx, dweight[0], dbias[0])
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            lo, hi = n * p // cut, n * (p + 1) // cut
-            backward_rows(lo, hi, g, gs, s, weight, centre, mean, rstd, dx, dweight[p], dbias[p])
+    lo, hi = n * p // cut, n * (p + 1) // cut
+    backward_rows(lo, hi, g, gs, s, weight, centre, mean, rstd, dx, dweight[p], dbias[p])
+
+
+@jit
+def backward_all(cut, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias):  # type: ignore[no-untyped-def]
+    share_out(backward_part, cut, (g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias))
 
 
 def reasons(x: Any, r: Any, weight: Any, bias: Any = None) -> str | None:

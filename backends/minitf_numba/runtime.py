@@ -19,7 +19,7 @@ from numba.core import event
 
 from .threads import share
 
-__all__ = ["CORES", "contiguous", "jit", "parallel_jit", "parts", "prange"]
+__all__ = ["CORES", "contiguous", "inner", "jit", "parallel_jit", "parts", "prange"]
 
 # Elementary operations below which a kernel stays on one thread: about 20 microseconds of work.
 SERIAL = 1 << 15
@@ -43,6 +43,11 @@ def contiguous(a: Any) -> Any:
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile one serial loop: on first use, kept on disk, dividing by zero as NumPy does."""
     return _compiler(function, {"error_model": "numpy", **options})
+
+
+def inner(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Compile a function that only compiled code calls: wrappers for Python cost more than the function."""
+    return jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
 
 
 def parallel_jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
