@@ -26,7 +26,6 @@ from minitf.ops.kernels import Kernel
 
 from .attention_backward import backward
 from .attention_tiles import (
-    LANES,
     NOTHING,
     address,
     adjust,
@@ -35,6 +34,7 @@ from .attention_tiles import (
     clear,
     exponentials,
     hidden,
+    larger,
     largest,
     like_rows,
     memory,
@@ -49,6 +49,8 @@ from .vector import exp
 
 # Most queries and keys of a tile.
 TILE = (128, 128)
+# Rows of a strip of a tile that some of its queries see only part of.
+STRIP = 64
 
 
 @jit
@@ -64,7 +66,7 @@ def block(unit, keys, sizes, at, kept, ends, rules, scratch):  # type: ignore[no
     mask, bias, slopes, scale, bound = rules
     _, _, _, n_queries, n_keys, d, dv = sizes
     # A tile of scores, (queries, keys), and room for running maxima.
-    s, lanes = scratch
+    s, _ = scratch
     zero, one, width = s.dtype.type(0), s.dtype.type(1), s.shape[1]
     off = n_keys - n_queries
     size = s.itemsize
@@ -81,28 +83,35 @@ def block(unit, keys, sizes, at, kept, ends, rules, scratch):  # type: ignore[no
             r0 += 1
         while r0 < r1 and first[r1 - 1] >= j1:
             r1 -= 1
-        if r0 < r1 and not hidden(mask, b, h, r0, r1, j0, j1):
-            gemm(0, 1, r1 - r0, j1 - j0, d, scale, memory(q, b, h, r0, d, scale), q[3] // size,
-                 memory(k, b, kv, j0, d, scale), k[3] // size, zero, s[0], width)  # fmt: skip
-            for i in range(r0, r1):
-                row = s[i - r0]
-                lo, hi = max(first[i] - j0, 0), min(last[i], j1) - j0
-                x = row[lo:hi]
-                if bound:
-                    cap(x, bound)
-                adjust(x, j0 + lo, b, h, i, off, mask, bias, slopes)
-                m = max(top[i], largest(x, lanes))
-                shift = zero if m == -np.inf else m
-                if m != top[i]:
-                    factor = exp(top[i] - shift)
-                    total[i] *= factor
-                    scale_row(memory(o, b, h, i, dv, scale), factor)
-                    top[i] = m
-                total[i] += exponentials(x, shift)
-                clear(row[:lo])
-                clear(row[hi : j1 - j0])
-            gemm(0, 0, r1 - r0, dv, j1 - j0, one, s[0], width, memory(v, b, kv, j0, dv, scale), v[3] // size,
-                 one, memory(o, b, h, r0, dv, scale), o[3] // size)  # fmt: skip
+        while r0 < r1:
+            # Where the tile is cut, strips of its rows, each with the keys that it sees.
+            whole = first[r1 - 1] <= j0 and last[r0] >= j1
+            r2 = r1 if whole else min(r0 + STRIP, r1)
+            c0, c1 = max(j0, first[r0]), min(j1, last[r2 - 1])
+            rows, columns = r2 - r0, c1 - c0
+            if columns > 0 and not hidden(mask, b, h, r0, r2, c0, c1):
+                gemm(0, 1, rows, columns, d, scale, memory(q, b, h, r0, d, scale), q[3] // size,
+                     memory(k, b, kv, c0, d, scale), k[3] // size, zero, s[0], width)  # fmt: skip
+                for i in range(r0, r2):
+                    row = s[i - r0]
+                    lo, hi = max(first[i] - c0, 0), min(last[i], c1) - c0
+                    x = row[lo:hi]
+                    if bound:
+                        cap(x, bound)
+                    adjust(x, c0 + lo, b, h, i, off, mask, bias, slopes)
+                    m = larger(top[i], largest(x))
+                    shift = zero if m == -np.inf else m
+                    if m != top[i]:
+                        factor = exp(top[i] - shift)
+                        total[i] *= factor
+                        scale_row(memory(o, b, h, i, dv, scale), factor)
+                        top[i] = m
+                    total[i] += exponentials(x, shift)
+                    clear(row[:lo])
+                    clear(row[hi:columns])
+                gemm(0, 0, rows, dv, columns, one, s[0], width, memory(v, b, kv, c0, dv, scale), v[3] // size,
+                     one, memory(o, b, h, r0, dv, scale), o[3] // size)  # fmt: skip
+            r0 = r2
         j0 = j1
     for i in range(i0, i1):
         z = total[i]
@@ -216,7 +225,7 @@ def forward(
         work = b * h * n * m * (d + dv) // 16
         cut = parts(b * h * -(-n // queries), work, CORES)
         # Spare room between the lanes of two parts: threads must not share a line of the cache.
-        s, lanes = np.empty((cut, queries, keys), q.dtype), np.empty((cut, 4 * LANES), q.dtype)
+        s, lanes = np.empty((cut, queries, keys), q.dtype), np.empty((cut, 4), q.dtype)
         ends = np.empty((2, n), np.int64)
         forward_all((queries, keys), s, lanes, *ends, sizes, at, kept, sight, rules)
     # The arrays behind the addresses in `rules` are kept alive beside them.

@@ -38,6 +38,8 @@ from .vector import exp
 SUMS = {"reassoc", "contract"}
 # Most queries and keys of a tile.
 TILE = (128, 128)
+# Rows of a strip of a tile that some of its queries see only part of.
+STRIP = 64
 
 
 @jit(fastmath={"contract"})
@@ -125,10 +127,15 @@ def key_block(unit, queries, sizes, at, kept, delta, to, falls, ends, rules, scr
         begin += 1
     while begin < end and first[end - 1] >= j1:
         end -= 1
-    for i0 in range(begin, end, queries):
+    i0 = begin
+    while i0 < end:
         i1 = min(i0 + queries, end)
+        # Where the tile is cut, a strip of its rows.
+        if first[i1 - 1] > j0 or last[i0] < j1:
+            i1 = min(i0 + STRIP, end)
         c0, c1 = max(j0, first[i0]), min(j1, last[i1 - 1])
         if c0 >= c1 or hidden(mask, b, h, i0, i1, c0, c1):
+            i0 = i1
             continue
         rows, columns = i1 - i0, c1 - c0
         q_at, g_at = memory(q, b, h, i0, d, scale), memory(g, b, h, i0, dv, scale)
@@ -158,6 +165,7 @@ def key_block(unit, queries, sizes, at, kept, delta, to, falls, ends, rules, scr
              memory(dk, b, kv, c0, d, scale), dk[3] // size)  # fmt: skip
         gemm(0, 0, rows, d, columns, scale, t[0], width, k_at, k[3] // size, one,
              memory(dq, b, h, i0, d, scale), dq[3] // size)  # fmt: skip
+        i0 = i1
 
 
 @parallel_jit

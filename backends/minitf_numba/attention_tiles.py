@@ -17,7 +17,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .runtime import jit
@@ -37,6 +39,18 @@ def pointer(typing, address, like=None):  # type: ignore[no-untyped-def]
         return builder.inttoptr(args[0], context.get_value_type(kind))
 
     return kind(types.int64, like), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def larger(typing, a, b):  # type: ignore[no-untyped-def]
+    """The larger of two floats, or NaN. In a loop of `max` the order matters for NaN, and nothing vectorises."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        number = args[0].type
+        kind, name = ir.FunctionType(number, [number] * 2), f"llvm.maximum.f{a.bitwidth}"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+    return a(a, a), generate
 
 
 @jit
@@ -121,21 +135,11 @@ def adjust(x, j0, b, h, i, off, mask, bias, slopes):  # type: ignore[no-untyped-
 
 
 @jit
-def largest(x, lanes):  # type: ignore[no-untyped-def]
-    """The maximum of x; -inf if x is empty. NaN are passed over."""
-    top, whole = x.dtype.type(-np.inf), len(x) // LANES
-    if whole:
-        for n in range(LANES):
-            lanes[n] = x[n]
-        for turn in range(1, whole):
-            y = x[turn * LANES : (turn + 1) * LANES]
-            for n in range(LANES):
-                lanes[n] = y[n] if y[n] > lanes[n] else lanes[n]
-        for n in range(LANES):
-            top = lanes[n] if lanes[n] > top else top
-    rest = x[whole * LANES :]
-    for n in range(len(rest)):
-        top = rest[n] if rest[n] > top else top
+def largest(x, lanes=None):  # type: ignore[no-untyped-def]
+    """The maximum of x; -inf if x is empty."""
+    top = x.dtype.type(-np.inf)
+    for j in range(len(x)):
+        top = larger(top, x[j])
     return top
 
 

@@ -37,13 +37,13 @@ def few(sizes: tuple[int, ...]) -> bool:
 
 
 @jit(fastmath=SUMS)
-def add_dots(query, keys, step, x):  # type: ignore[no-untyped-def]
-    """x[j] += query . key j, keys `step` elements apart."""
+def add_dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
+    """x[j] += scale * query . key j, keys `step` elements apart."""
     for j in range(len(x)):
-        total, key = x.dtype.type(0), keys[j * step :]
+        product, key = x.dtype.type(0), keys[j * step :]
         for c in range(len(query)):
-            total += query[c] * key[c]
-        x[j] += total
+            product += query[c] * key[c]
+        x[j] += scale * product
 
 
 @jit
@@ -51,23 +51,20 @@ def dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
     """x[j] = scale * query . key j."""
     n, lanes = len(x) // 4, BYTES // x.itemsize
     wide = len(query) // lanes * lanes
-    clear(x)
     for j in range(n):
         at0, at1, at2, at3 = j * step, (j + n) * step, (j + 2 * n) * step, (j + 3 * n) * step
-        sum0 = sum1 = sum2 = sum3 = zeros(x)
+        x0 = x1 = x2 = x3 = zeros(x)
         for c in range(0, wide, lanes):
             q = load(query, c)
-            sum0 = fma(q, load(keys, at0 + c), sum0)
-            sum1 = fma(q, load(keys, at1 + c), sum1)
-            sum2 = fma(q, load(keys, at2 + c), sum2)
-            sum3 = fma(q, load(keys, at3 + c), sum3)
-        x[j], x[j + n], x[j + 2 * n], x[j + 3 * n] = total(sum0), total(sum1), total(sum2), total(sum3)
+            x0, x1 = fma(q, load(keys, at0 + c), x0), fma(q, load(keys, at1 + c), x1)
+            x2, x3 = fma(q, load(keys, at2 + c), x2), fma(q, load(keys, at3 + c), x3)
+        x[j], x[j + n] = scale * total(x0), scale * total(x1)
+        x[j + 2 * n], x[j + 3 * n] = scale * total(x2), scale * total(x3)
     # The columns and keys that are left.
     if wide < len(query):
-        add_dots(query[wide:], keys[wide:], step, x[: 4 * n])
-    add_dots(query, keys[4 * n * step :], step, x[4 * n :])
-    for j in range(len(x)):
-        x[j] *= scale
+        add_dots(query[wide:], keys[wide:], step, scale, x[: 4 * n])
+    clear(x[4 * n :])
+    add_dots(query, keys[4 * n * step :], step, scale, x[4 * n :])
 
 
 @jit(fastmath={"contract"})
@@ -90,12 +87,12 @@ def weighted(x, values, step, out):  # type: ignore[no-untyped-def]
         i = j + 1
         y0, y1, y2, y3 = spread(x, i), spread(x, i + n), spread(x, i + 2 * n), spread(x, i + 3 * n)
         for c in range(0, wide, lanes):
-            even = fma(x0, load(values, at0 + c), load(out, c))
-            odd = mul(y0, load(values, at0 + step + c))
-            even, odd = fma(x1, load(values, at1 + c), even), fma(y1, load(values, at1 + step + c), odd)
-            even, odd = fma(x2, load(values, at2 + c), even), fma(y2, load(values, at2 + step + c), odd)
-            even, odd = fma(x3, load(values, at3 + c), even), fma(y3, load(values, at3 + step + c), odd)
-            store(out, c, add(even, odd))
+            a, b = fma(x0, load(values, at0 + c), load(out, c)), mul(x1, load(values, at1 + c))
+            a, b = fma(x2, load(values, at2 + c), a), fma(x3, load(values, at3 + c), b)
+            next_c = c + step
+            a, b = fma(y0, load(values, at0 + next_c), a), fma(y1, load(values, at1 + next_c), b)
+            a, b = fma(y2, load(values, at2 + next_c), a), fma(y3, load(values, at3 + next_c), b)
+            store(out, c, add(a, b))
     # The columns and keys that are left.
     if wide < len(out):
         add_values(x[: 4 * n], values[wide:], step, out[wide:])

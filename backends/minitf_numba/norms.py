@@ -21,8 +21,7 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .launch import share_out
-from .runtime import contiguous, inner, jit, parts
+from .runtime import contiguous, inner, jit, parts, share_out
 
 # Sums may be taken in any order, so that they vectorise. No infinity is added on purpose here.
 SUMS = {"reassoc", "contract"}
@@ -30,9 +29,9 @@ SPAN = 256
 
 
 @inner(fastmath=SUMS)
-def forward_rows(lo, hi, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # type: ignore[no-untyped-def]
-    width, zero = x.shape[1], x.dtype.type(0)
-    for i in range(lo, hi):
+def forward_rows(p, cut, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # type: ignore[no-untyped-def]
+    (n, width), zero = x.shape, x.dtype.type(0)
+    for i in range(n * p // cut, n * (p + 1) // cut):
         row, out = s[i], y[i]
         if len(r):
             first, second = x[i], r[i]
@@ -59,12 +58,13 @@ def forward_rows(lo, hi, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # 
 
 
 @inner(fastmath=SUMS)
-def backward_rows(lo, hi, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias):  # type: ignore[no-untyped-def]
-    width, zero = s.shape[1], s.dtype.type(0)
+def backward_rows(p, cut, g, gs, s, weight, centre, mean, rstd, dx, dweights, dbiases):  # type: ignore[no-untyped-def]
+    (n, width), zero = s.shape, s.dtype.type(0)
+    dweight, dbias = dweights[p], dbiases[p]
     for j in range(width):
         dweight[j] = zero
         dbias[j] = zero
-    for i in range(lo, hi):
+    for i in range(n * p // cut, n * (p + 1) // cut):
         row, gi, out = s[i], g[i], dx[i]
         m, scale = mean[i], rstd[i]
         first, second = 0.0, 0.0
@@ -89,27 +89,14 @@ def backward_rows(lo, hi, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbi
                 out[j] += more[j]
 
 
-@inner
-def forward_part(p, cut, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # type: ignore[no-untyped-def]
-    n = len(x)
-    forward_rows(n * p // cut, n * (p + 1) // cut, x, r, weight, bias, eps, centre, s, y, mean, rstd)
-
-
 @jit
 def forward_all(cut, x, r, weight, bias, eps, centre, s, y, mean, rstd):  # type: ignore[no-untyped-def]
-    share_out(forward_part, cut, (x, r, weight, bias, eps, centre, s, y, mean, rstd))
-
-
-@inner
-def backward_part(p, cut, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias):  # type: ignore[no-untyped-def]
-    n = len(s)
-    lo, hi = n * p // cut, n * (p + 1) // cut
-    backward_rows(lo, hi, g, gs, s, weight, centre, mean, rstd, dx, dweight[p], dbias[p])
+    share_out(forward_rows, cut, x, r, weight, bias, eps, centre, s, y, mean, rstd)
 
 
 @jit
-def backward_all(cut, g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias):  # type: ignore[no-untyped-def]
-    share_out(backward_part, cut, (g, gs, s, weight, centre, mean, rstd, dx, dweight, dbias))
+def backward_all(cut, g, gs, s, weight, centre, mean, rstd, dx, dweights, dbiases):  # type: ignore[no-untyped-def]
+    share_out(backward_rows, cut, g, gs, s, weight, centre, mean, rstd, dx, dweights, dbiases)
 
 
 def reasons(x: Any, r: Any, weight: Any, bias: Any = None) -> str | None:

@@ -17,9 +17,11 @@ import numpy as np
 from numba import njit, prange
 from numba.core import event
 
+from .launch import share_out
+from .linked import LinkedCompiler
 from .threads import share
 
-__all__ = ["CORES", "contiguous", "inner", "jit", "parallel_jit", "parts", "prange"]
+__all__ = ["CORES", "contiguous", "inner", "jit", "parallel_jit", "parts", "prange", "share_out"]
 
 # Elementary operations below which a kernel stays on one thread: about 20 microseconds of work.
 SERIAL = 1 << 15
@@ -41,22 +43,23 @@ def contiguous(a: Any) -> Any:
 
 
 def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Compile one serial loop: on first use, kept on disk, dividing by zero as NumPy does."""
-    return _compiler(function, {"error_model": "numpy", **options})
+    """Compile a function that Python calls: on first use, kept on disk, dividing by zero as NumPy does."""
+    return _compiler(function, {"cache": True, "no_cfunc_wrapper": True, **options})
 
 
 def inner(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Compile a function that only compiled code calls: wrappers for Python cost more than the function."""
-    return jit(function, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)
+    """Compile a function that only compiled code calls, as a part of each function that does."""
+    wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return _compiler(function, {"pipeline_class": LinkedCompiler, **wrappers, **options})
 
 
 def parallel_jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a function that shares out parts to the threads with `prange`."""
-    return _compiler(function, {"error_model": "numpy", "parallel": {"prange": True, **PASSES}, **options})
+    return jit(function, parallel={"prange": True, **PASSES}, **options)
 
 
 def _compiler(function: Callable[..., Any] | None, options: dict[str, Any]) -> Any:
-    decorate = njit(cache=True, **options)
+    decorate = njit(error_model="numpy", **options)
     return decorate if function is None else decorate(function)
 
 

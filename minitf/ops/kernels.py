@@ -5,7 +5,7 @@ The decorated body is the definition. A backend is a module under the entry-poin
     KERNELS: Mapping[str, Kernel]  operation name -> kernel
     unavailable() -> str | None    None, or a sentence saying why the backend cannot run here
     enter(), leave()               optional: called when `use` lets the backend compute, and when it stops
-    update(optimiser)              optional: by the name of an optimiser's class, None or its step in one pass:
+    update(optimiser)              optional: None, or the step of that class of optimiser in one pass:
                                    a function (what to update, options) -> what it leaves to the plain step
 
 A kernel has three functions, which travel together:
