@@ -19,10 +19,10 @@ PIP := python -m pip install --quiet --disable-pip-version-check
 # The suite runs in two processes; more BLAS threads than one each would only get in each other's way.
 TEST_ENV := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
 
-.PHONY: help demo test test-quick lint bench lessons site test-matrix parity oracles clean
+.PHONY: help demo test test-quick test-loopback lint bench lessons site test-matrix parity oracles clean
 
 help:  ## show this list
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 demo: .venv/.ready-run  ## train a small language model on Moby-Dick, write runs/demo (about 3 minutes)
 	$(BIN)/minitf demo --out runs/demo
@@ -32,6 +32,9 @@ test: .venv/.ready-dev  ## run the test suite
 
 test-quick: .venv/.ready-dev  ## run the tests that are quick: no lessons, no grading, no site
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not browser"
+
+test-loopback: .venv/.ready-dev  ## run the quick tests once more, every kernelized operation through the dispatch
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not browser" --ignore=tests/backends --backend loopback
 
 lint: .venv/.ready-dev  ## check style and types
 	$(BIN)/python -m ruff check

@@ -31,8 +31,10 @@ def loopback(name: str, supports: Callable[..., str | None] = lambda *args: None
         return tuple(map(plain, out)) if isinstance(out, tuple) else plain(out), args
 
     def backward(args: Any, g: Any) -> tuple[Any, ...]:
-        chosen = [i for i, a in enumerate(args) if isinstance(a, np.ndarray) and a.dtype.kind in "fc"]
-
+        floats = [(i, a) for i, a in enumerate(args) if isinstance(a, np.ndarray) and a.dtype.kind in "fc"]
+        # An array of more digits than the tensors have is a constant beside them.
+        narrowest = min((a.real.itemsize for _, a in floats), default=0)
+        chosen = [i for i, a in floats if a.real.itemsize == narrowest]
         arrived = [i for i, part in enumerate(g) if part is not None] if isinstance(g, list) else []
 
         def of_chosen(*given: Any) -> Any:

@@ -138,7 +138,10 @@ def test_force_starts_anew(tmp_path: Path, text: Path) -> None:
 
 def test_ctrl_c_saves_and_resume_is_bit_identical(tmp_path: Path, text: Path) -> None:
     out, whole = tmp_path / "stopped", tmp_path / "whole"
+    # The child process does not know a backend that only these tests have (`pytest --backend loopback`).
     options = [
+        "--backend",
+        "reference",
         "--text",
         str(text),
         "--steps",
