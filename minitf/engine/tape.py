@@ -346,6 +346,8 @@ def walk(
         STATE.grad, STATE.walking = grad_mode, walking
     if inputs is not None:
         return [grads.get(t) for t in inputs]
+    # What the last rules left would count as another holder of the gradients, and they would be copied.
+    g = ga = rule = rules = None
     while grads:
         t, g = grads.popitem()
         deposit(t, g)
