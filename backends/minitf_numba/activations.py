@@ -17,7 +17,7 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .runtime import contiguous, jit, parallel_jit, parts, prange
+from .runtime import contiguous, inner, jit, parts, share_out
 from .vector import erf, exp, sigmoid
 
 # Elements of a piece: three of them in float64 fit the first cache.
@@ -31,7 +31,7 @@ RELU, RELU2, GELU, GELU_TANH, SILU, SIGMOID = range(1, 7)
 COST = 8
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def values(kind, x, y):  # type: ignore[no-untyped-def]
     """y = act(x)."""
     c = x.dtype.type
@@ -61,7 +61,7 @@ def values(kind, x, y):  # type: ignore[no-untyped-def]
             y[i] = x[i]
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def slopes(kind, x, y):  # type: ignore[no-untyped-def]
     """y = act'(x)."""
     c = x.dtype.type
@@ -96,10 +96,11 @@ def slopes(kind, x, y):  # type: ignore[no-untyped-def]
             y[i] = c(1)
 
 
-@jit
-def forward_rows(lo, hi, kind, x, bias, y, buffer):  # type: ignore[no-untyped-def]
-    width = x.shape[1]
-    for i in range(lo, hi):
+@inner
+def forward_rows(p, cut, kind, x, bias, y, buffers):  # type: ignore[no-untyped-def]
+    n, width = x.shape
+    buffer = buffers[p]
+    for i in range(n * p // cut, n * (p + 1) // cut):
         for start in range(0, width, PIECE):
             stop = min(start + PIECE, width)
             if len(bias):
@@ -111,11 +112,12 @@ def forward_rows(lo, hi, kind, x, bias, y, buffer):  # type: ignore[no-untyped-d
                 values(kind, x[i, start:stop], y[i, start:stop])
 
 
-@jit
-def backward_rows(lo, hi, kind, g, x, bias, dx, dbias, buffer):  # type: ignore[no-untyped-def]
-    width = x.shape[1]
+@inner
+def backward_rows(p, cut, kind, g, x, bias, dx, dbiases, buffers):  # type: ignore[no-untyped-def]
+    n, width = x.shape
+    dbias, buffer = dbiases[p], buffers[p]
     dbias[:] = 0
-    for i in range(lo, hi):
+    for i in range(n * p // cut, n * (p + 1) // cut):
         for start in range(0, width, PIECE):
             stop = min(start + PIECE, width)
             d, h, r = buffer[1, : stop - start], g[i, start:stop], x[i, start:stop]
@@ -134,27 +136,14 @@ def backward_rows(lo, hi, kind, g, x, bias, dx, dbias, buffer):  # type: ignore[
                     out[j] = h[j] * d[j]
 
 
-@parallel_jit
-def forward_all(cut, kind, x, bias, y, buffer):  # type: ignore[no-untyped-def]
-    n = len(x)
-    if cut == 1:
-        forward_rows(np.int64(0), n, kind, x, bias, y, buffer[0])
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            forward_rows(n * p // cut, n * (p + 1) // cut, kind, x, bias, y, buffer[p])
+@jit
+def forward_all(cut, kind, x, bias, y, buffers):  # type: ignore[no-untyped-def]
+    share_out(forward_rows, cut, kind, x, bias, y, buffers)
 
 
-@parallel_jit
-def backward_all(cut, kind, g, x, bias, dx, dbias, buffer):  # type: ignore[no-untyped-def]
-    n = len(x)
-    if cut == 1:
-        backward_rows(np.int64(0), n, kind, g, x, bias, dx, dbias[0], buffer[0])
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            lo, hi = n * p // cut, n * (p + 1) // cut
-            backward_rows(lo, hi, kind, g, x, bias, dx, dbias[p], buffer[p])
+@jit
+def backward_all(cut, kind, g, x, bias, dx, dbiases, buffers):  # type: ignore[no-untyped-def]
+    share_out(backward_rows, cut, kind, g, x, bias, dx, dbiases, buffers)
 
 
 def array_reasons(x: Any) -> str | None:

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from .runtime import jit, parallel_jit, parts, prange
+from .runtime import inner, jit, parts, share_out
 
 SINGLE, DOUBLE = np.dtype("float32"), np.dtype("float64")
 
 
-@jit
-def update_span(lo, hi, p, g, m, v, scalars):  # type: ignore[no-untyped-def]
+@inner
+def update_span(part, cut, p, g, m, v, scalars):  # type: ignore[no-untyped-def]
     c = p.dtype.type
     keep, new1, b2, new2 = c(scalars[0]), c(scalars[1]), c(scalars[2]), c(scalars[3])
     root, eps, rate = c(scalars[4]), c(scalars[5]), c(scalars[6])
+    lo, hi = len(p) * part // cut, len(p) * (part + 1) // cut
     # Counted from 0: with an unknown first index Numba allows for negative ones, and LLVM does not vectorise.
     p, g, m, v = p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi]
     for i in range(len(p)):
@@ -33,16 +34,9 @@ def update_span(lo, hi, p, g, m, v, scalars):  # type: ignore[no-untyped-def]
         p[i] = p[i] * keep - mi / (np.sqrt(vi) * root + eps) * rate
 
 
-@parallel_jit
+@jit
 def update_all(cut, p, g, m, v, scalars):  # type: ignore[no-untyped-def]
-    n = len(p)
-    if cut == 1:
-        update_span(np.int64(0), n, p, g, m, v, scalars)
-    else:
-        for part in prange(cut):
-            q = np.int64(part)
-            lo, hi = n * q // cut, n * (q + 1) // cut
-            update_span(lo, hi, p, g, m, v, scalars)
+    share_out(update_span, cut, p, g, m, v, scalars)
 
 
 def adamw(moving: list[tuple[Any, Any, dict[str, Any]]], options: dict[str, Any]) -> list[Any]:

@@ -27,12 +27,15 @@ from minitf.ops.kernels import Kernel
 from .attention_backward import backward
 from .attention_tiles import (
     NOTHING,
+    TILE,
     address,
     adjust,
     broadcast_place,
     cap,
     clear,
+    columns,
     exponentials,
+    height,
     hidden,
     larger,
     largest,
@@ -41,32 +44,26 @@ from .attention_tiles import (
     place,
     ranges,
     readable,
+    rows_at_once,
 )
 from .blas import MISSING, gemm
 from .decode import decode, few
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .runtime import CORES, inner, jit, parts, share_out
 from .vector import exp
 
-# Most queries and keys of a tile.
-TILE = (128, 128)
-# Rows of a strip of a tile that some of its queries see only part of.
-STRIP = 64
 
-
-@jit
+@inner
 def scale_row(row, factor):  # type: ignore[no-untyped-def]
     for c in range(len(row)):
         row[c] *= factor
 
 
-@jit
-def block(unit, keys, sizes, at, kept, ends, rules, scratch):  # type: ignore[no-untyped-def]
-    """o, and what is kept, of queries i0 .. i1 - 1 of head (b, h)."""
+@inner
+def block(unit, keys, sizes, at, kept, ends, rules, s):  # type: ignore[no-untyped-def]
+    """o, and what is kept, of queries i0 .. i1 - 1 of head (b, h); s: a tile of scores, (queries, keys)."""
     (b, h, kv, i0, i1), (q, k, v, o), (first, last) = unit, at, ends
     mask, bias, slopes, scale, bound = rules
     _, _, _, n_queries, n_keys, d, dv = sizes
-    # A tile of scores, (queries, keys), and room for running maxima.
-    s, _ = scratch
     zero, one, width = s.dtype.type(0), s.dtype.type(1), s.shape[1]
     off = n_keys - n_queries
     size = s.itemsize
@@ -74,45 +71,35 @@ def block(unit, keys, sizes, at, kept, ends, rules, scratch):  # type: ignore[no
     for i in range(i0, i1):
         top[i], total[i] = -np.inf, 0
         clear(memory(o, b, h, i, dv, scale))
-    j0 = first[i0]
-    while j0 < last[i1 - 1]:
-        j1 = min(j0 + keys, last[i1 - 1])
-        # Rows that see some of these keys.
-        r0, r1 = i0, i1
-        while r0 < r1 and last[r0] <= j0:
-            r0 += 1
-        while r0 < r1 and first[r1 - 1] >= j1:
-            r1 -= 1
-        while r0 < r1:
-            # Where the tile is cut, strips of its rows, each with the keys that it sees.
-            whole = first[r1 - 1] <= j0 and last[r0] >= j1
-            r2 = r1 if whole else min(r0 + STRIP, r1)
-            c0, c1 = max(j0, first[r0]), min(j1, last[r2 - 1])
-            rows, columns = r2 - r0, c1 - c0
-            if columns > 0 and not hidden(mask, b, h, r0, r2, c0, c1):
-                gemm(0, 1, rows, columns, d, scale, memory(q, b, h, r0, d, scale), q[3] // size,
-                     memory(k, b, kv, c0, d, scale), k[3] // size, zero, s[0], width)  # fmt: skip
-                for i in range(r0, r2):
-                    row = s[i - r0]
-                    lo, hi = max(first[i] - c0, 0), min(last[i], c1) - c0
-                    x = row[lo:hi]
-                    if bound:
-                        cap(x, bound)
-                    adjust(x, c0 + lo, b, h, i, off, mask, bias, slopes)
-                    m = larger(top[i], largest(x))
-                    shift = zero if m == -np.inf else m
-                    if m != top[i]:
-                        factor = exp(top[i] - shift)
-                        total[i] *= factor
-                        scale_row(memory(o, b, h, i, dv, scale), factor)
-                        top[i] = m
-                    total[i] += exponentials(x, shift)
-                    clear(row[:lo])
-                    clear(row[hi:columns])
-                gemm(0, 0, rows, dv, columns, one, s[0], width, memory(v, b, kv, c0, dv, scale), v[3] // size,
-                     one, memory(o, b, h, r0, dv, scale), o[3] // size)  # fmt: skip
-            r0 = r2
-        j0 = j1
+    j1 = first[i0]
+    while j1 < last[i1 - 1]:
+        j0, j1 = j1, min(j1 + keys, last[i1 - 1])
+        r1 = i0
+        while r1 < i1:
+            r0, r1 = r1, rows_at_once(r1, i1, j0, j1, ends)
+            c0, c1 = max(j0, first[r0]), min(j1, last[r1 - 1])
+            if c0 >= c1 or hidden(mask, b, h, r0, r1, c0, c1):
+                continue
+            gemm(0, 1, r1 - r0, c1 - c0, d, scale, memory(q, b, h, r0, d, scale), q[3] // size,
+                 memory(k, b, kv, c0, d, scale), k[3] // size, zero, s[0], width)  # fmt: skip
+            for i in range(r0, r1):
+                row, (lo, hi) = s[i - r0], columns(i, c0, c1, ends)
+                x = row[lo:hi]
+                if bound:
+                    cap(x, bound)
+                adjust(x, c0 + lo, b, h, i, off, mask, bias, slopes)
+                m = larger(top[i], largest(x))
+                shift = zero if m == -np.inf else m
+                if m != top[i]:
+                    factor = exp(top[i] - shift)
+                    total[i] *= factor
+                    scale_row(memory(o, b, h, i, dv, scale), factor)
+                    top[i] = m
+                total[i] += exponentials(x, shift)
+                clear(row[:lo])
+                clear(row[hi : c1 - c0])
+            gemm(0, 0, r1 - r0, dv, c1 - c0, one, s[0], width, memory(v, b, kv, c0, dv, scale), v[3] // size,
+                 one, memory(o, b, h, r0, dv, scale), o[3] // size)  # fmt: skip
     for i in range(i0, i1):
         z = total[i]
         lse[i] = top[i] + np.log(z) if z != 0 else -np.inf
@@ -122,24 +109,23 @@ def block(unit, keys, sizes, at, kept, ends, rules, scratch):  # type: ignore[no
         scale_row(memory(o, b, h, i, dv, scale), total[i])
 
 
-@parallel_jit
-def forward_all(tile, s, lanes, first, last, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
-    batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
-    ranges(n_keys, sight, first, last)
-    cut, queries, keys = len(s), tile[0], tile[1]
+@inner
+def some_blocks(p, cut, queries, keys, s, sizes, at, kept, ends, rules):  # type: ignore[no-untyped-def]
+    batch, heads, kv_heads, n_queries, _, _, _ = sizes
     blocks = -(-n_queries // queries)
     units = batch * heads * blocks
-    # Taken apart here: nested tuples do not pass into a parallel loop.
-    (q, k, v, o), (mask, bias, slopes, scale, bound) = at, rules
-    for p in prange(cut):
-        for turn in range(-(-units // cut)):
-            unit = turn * cut + (cut - 1 - np.int64(p) if turn % 2 else np.int64(p))
-            if unit < units:
-                head, i0 = unit // blocks, unit % blocks * queries
-                b, h, i1 = head // heads, head % heads, min(i0 + queries, n_queries)
-                mine = (b, h, h * kv_heads // heads, i0, i1)
-                block(mine, keys, sizes, (q, k, v, o), kept, (first, last),
-                      (mask, bias, slopes, scale, bound), (s[p], lanes[p]))  # fmt: skip
+    for turn in range(-(-units // cut)):
+        unit = turn * cut + (cut - 1 - p if turn % 2 else p)
+        if unit < units:
+            head, i0 = unit // blocks, unit % blocks * queries
+            b, h, i1 = head // heads, head % heads, min(i0 + queries, n_queries)
+            block((b, h, h * kv_heads // heads, i0, i1), keys, sizes, at, kept, ends, rules, s[p])
+
+
+@jit
+def forward_all(cut, queries, keys, s, first, last, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
+    ranges(sizes[4], sight, first, last)
+    share_out(some_blocks, cut, queries, keys, s, sizes, at, kept, (first, last), rules)
 
 
 REAL = (np.float32, np.float64)
@@ -221,13 +207,10 @@ def forward(
     if few(sizes):
         decode(sizes, at, kept, sight, rules)
     else:
-        queries, keys = min(TILE[0], n), min(TILE[1], m)
-        work = b * h * n * m * (d + dv) // 16
-        cut = parts(b * h * -(-n // queries), work, CORES)
-        # Spare room between the lanes of two parts: threads must not share a line of the cache.
-        s, lanes = np.empty((cut, queries, keys), q.dtype), np.empty((cut, 4), q.dtype)
-        ends = np.empty((2, n), np.int64)
-        forward_all((queries, keys), s, lanes, *ends, sizes, at, kept, sight, rules)
+        queries, keys = height(b * h, n), min(TILE, m)
+        cut = parts(b * h * -(-n // queries), b * h * n * m * (d + dv) // 16, CORES)
+        s, ends = np.empty((cut, queries, keys), q.dtype), np.empty((2, n), np.int64)
+        forward_all(cut, queries, keys, s, *ends, sizes, at, kept, sight, rules)
     # The arrays behind the addresses in `rules` are kept alive beside them.
     return (o, kept[2]), (
         sizes,

@@ -20,29 +20,29 @@ import numpy as np
 
 from .attention_tiles import (
     NOTHING,
+    TILE,
     address,
     adjust,
     cap,
     clear,
+    columns,
+    height,
     hidden,
     like_rows,
     memory,
     place,
     ranges,
     readable,
+    rows_at_once,
 )
 from .blas import gemm
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .runtime import CORES, inner, jit, parts, share_out
 from .vector import exp
 
 SUMS = {"reassoc", "contract"}
-# Most queries and keys of a tile.
-TILE = (128, 128)
-# Rows of a strip of a tile that some of its queries see only part of.
-STRIP = 64
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def dot(a, b):  # type: ignore[no-untyped-def]
     """In the order in which BLAS takes dP: where P is 1 for a single key, dP - delta is then exactly 0."""
     total = a.dtype.type(0)
@@ -51,18 +51,19 @@ def dot(a, b):  # type: ignore[no-untyped-def]
     return total
 
 
-@jit
-def differences(lo, hi, sizes, g, o, glse, delta, like):  # type: ignore[no-untyped-def]
-    """delta of rows lo .. hi - 1, rows counted over (B, H, Nq)."""
-    _, heads, _, n, _, _, dv = sizes
-    for x in range(lo, hi):
+@inner
+def differences(p, cut, sizes, g, o, glse, delta, like):  # type: ignore[no-untyped-def]
+    """delta; the rows of a part are counted over (B, H, Nq)."""
+    batch, heads, _, n, _, _, dv = sizes
+    rows = batch * heads * n
+    for x in range(rows * p // cut, rows * (p + 1) // cut):
         b, h, i = x // (heads * n), x // n % heads, x % n
         delta[b, h, i] = dot(memory(g, b, h, i, dv, like), memory(o, b, h, i, dv, like))
         if glse[0]:
             delta[b, h, i] -= memory(glse, b, h, i, 1, like)[0]
 
 
-@jit
+@inner
 def softmax_row(p, dp, top, part, delta):  # type: ignore[no-untyped-def]
     """p = exp(scores - top) * part and dp = p (dp - delta), in place."""
     for j in range(len(p)):
@@ -71,7 +72,7 @@ def softmax_row(p, dp, top, part, delta):  # type: ignore[no-untyped-def]
         dp[j] = e * (dp[j] - delta)
 
 
-@jit(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def add_distances(p, ds, here, falls):  # type: ignore[no-untyped-def]
     """falls += sums over a row of dS |distance|, dS, and P |distance|; distances of key j from `here`."""
     first, second, third = 0.0, 0.0, 0.0
@@ -86,7 +87,7 @@ def add_distances(p, ds, here, falls):  # type: ignore[no-untyped-def]
     falls[2] += third
 
 
-@jit(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def add_to_bias(dbias, b, h, i, j0, ds):  # type: ignore[no-untyped-def]
     n, total = len(ds), ds.dtype.type(0)
     if dbias[4]:
@@ -99,20 +100,20 @@ def add_to_bias(dbias, b, h, i, j0, ds):  # type: ignore[no-untyped-def]
         memory(dbias, b, h, i, 1, total)[0] += total
 
 
-@jit
+@inner
 def squares(x, bound, fall):  # type: ignore[no-untyped-def]
     """fall = 1 - tanh^2 of capped scores x."""
     for j in range(len(x)):
         fall[j] = x.dtype.type(1) - (x[j] / bound) * (x[j] / bound)
 
 
-@jit
+@inner
 def multiply(x, by):  # type: ignore[no-untyped-def]
     for j in range(len(x)):
         x[j] *= by[j]
 
 
-@jit
+@inner
 def key_block(unit, queries, sizes, at, kept, delta, to, falls, ends, rules, scratch):  # type: ignore[no-untyped-def]
     """What head h of batch b adds to every gradient through keys j0 .. j1 - 1."""
     (b, h, kv, j0, j1), (q, k, v, g, _), (first, last) = unit, at, ends
@@ -127,23 +128,19 @@ def key_block(unit, queries, sizes, at, kept, delta, to, falls, ends, rules, scr
         begin += 1
     while begin < end and first[end - 1] >= j1:
         end -= 1
-    i0 = begin
-    while i0 < end:
-        i1 = min(i0 + queries, end)
-        # Where the tile is cut, a strip of its rows.
-        if first[i1 - 1] > j0 or last[i0] < j1:
-            i1 = min(i0 + STRIP, end)
+    i1 = begin
+    while i1 < end:
+        i0, i1 = i1, rows_at_once(i1, min(i1 + queries, end), j0, j1, ends)
         c0, c1 = max(j0, first[i0]), min(j1, last[i1 - 1])
         if c0 >= c1 or hidden(mask, b, h, i0, i1, c0, c1):
-            i0 = i1
             continue
-        rows, columns = i1 - i0, c1 - c0
+        rows, wide = i1 - i0, c1 - c0
         q_at, g_at = memory(q, b, h, i0, d, scale), memory(g, b, h, i0, dv, scale)
         k_at, v_at = memory(k, b, kv, c0, d, scale), memory(v, b, kv, c0, dv, scale)
-        gemm(0, 1, rows, columns, d, scale, q_at, q[3] // size, k_at, k[3] // size, zero, s[0], width)
-        gemm(0, 1, rows, columns, dv, one, g_at, g[3] // size, v_at, v[3] // size, zero, t[0], width)
+        gemm(0, 1, rows, wide, d, scale, q_at, q[3] // size, k_at, k[3] // size, zero, s[0], width)
+        gemm(0, 1, rows, wide, dv, one, g_at, g[3] // size, v_at, v[3] // size, zero, t[0], width)
         for i in range(i0, i1):
-            lo, hi = max(first[i] - c0, 0), min(last[i], c1) - c0
+            lo, hi = columns(i, c0, c1, ends)
             p, ds = s[i - i0, lo:hi], t[i - i0, lo:hi]
             if bound:
                 cap(p, bound)
@@ -158,45 +155,44 @@ def key_block(unit, queries, sizes, at, kept, delta, to, falls, ends, rules, scr
                 multiply(ds, fall)
             for x in (s, t):
                 clear(x[i - i0, :lo])
-                clear(x[i - i0, hi:columns])
-        gemm(1, 0, columns, dv, rows, one, s[0], width, g_at, g[3] // size, one,
+                clear(x[i - i0, hi:wide])
+        gemm(1, 0, wide, dv, rows, one, s[0], width, g_at, g[3] // size, one,
              memory(dv_, b, kv, c0, dv, scale), dv_[3] // size)  # fmt: skip
-        gemm(1, 0, columns, d, rows, scale, t[0], width, q_at, q[3] // size, one,
+        gemm(1, 0, wide, d, rows, scale, t[0], width, q_at, q[3] // size, one,
              memory(dk, b, kv, c0, d, scale), dk[3] // size)  # fmt: skip
-        gemm(0, 0, rows, d, columns, scale, t[0], width, k_at, k[3] // size, one,
+        gemm(0, 0, rows, d, wide, scale, t[0], width, k_at, k[3] // size, one,
              memory(dq, b, h, i0, d, scale), dq[3] // size)  # fmt: skip
-        i0 = i1
 
 
-@parallel_jit
-def backward_all(groups, shared, scratch, ends, sizes, at, glse, kept, delta, to, step, falls, sight, rules):  # type: ignore[no-untyped-def]
-    batch, heads, kv_heads, n_queries, n_keys, _, _ = sizes
+@inner
+def some_blocks(p, cut, groups, shared, scratch, ends, sizes, at, kept, delta, to, step, falls, rules):  # type: ignore[no-untyped-def]
+    batch, heads, kv_heads, _, n_keys, _, _ = sizes
     s, t, fall = scratch
-    cut, queries, keys = s.shape
-    # Taken apart here: nested tuples do not pass into a parallel loop.
-    (q, k, v, g, o), (mask, bias, slopes, scale, bound) = at, rules
-    (dq, dk, dv_, dbias), (first, last) = to, ends
-    ranges(n_keys, sight, first, last)
-    rows = batch * heads * n_queries
-    for p in prange(cut):
-        differences(rows * p // cut, rows * (p + 1) // cut, sizes, g, o, glse, delta, scale)
+    _, queries, keys = s.shape
+    dq, dk, dv_, dbias = to
     batch_units, head_units = 1 if shared[0] else batch, 1 if shared[1] else kv_heads
     units, blocks, repeat = batch_units * head_units * groups, -(-n_keys // keys), heads // kv_heads
-    for p in prange(cut):
-        for unit in range(units * p // cut, units * (p + 1) // cut):
-            ub, uh, group = unit // groups // head_units, unit // groups % head_units, unit % groups
-            mine = ((dq[0] + group * step, dq[1], dq[2], dq[3]), dk, dv_, dbias)
-            for b in range(ub, batch, batch_units):
-                for kv in range(uh, kv_heads, head_units):
-                    for turn in range(-(-blocks // groups)):
-                        block = turn * groups + (groups - 1 - group if turn % 2 else group)
-                        if block < blocks:
-                            j0, j1 = block * keys, min(block * keys + keys, n_keys)
-                            for h in range(kv * repeat, kv * repeat + repeat):
-                                key_block((b, h, kv, j0, j1), queries, sizes, (q, k, v, g, o), kept, delta,
-                                          mine, falls[group], (first, last),
-                                          (mask, bias, slopes, scale, bound),
-                                          (s[p], t[p], fall[p]))  # fmt: skip
+    for unit in range(units * p // cut, units * (p + 1) // cut):
+        ub, uh, group = unit // groups // head_units, unit // groups % head_units, unit % groups
+        mine = ((dq[0] + group * step, dq[1], dq[2], dq[3]), dk, dv_, dbias)
+        for b in range(ub, batch, batch_units):
+            for kv in range(uh, kv_heads, head_units):
+                for turn in range(-(-blocks // groups)):
+                    block = turn * groups + (groups - 1 - group if turn % 2 else group)
+                    if block < blocks:
+                        j0, j1 = block * keys, min(block * keys + keys, n_keys)
+                        for h in range(kv * repeat, kv * repeat + repeat):
+                            key_block((b, h, kv, j0, j1), queries, sizes, at, kept, delta, mine,
+                                      falls[group], ends, rules, (s[p], t[p], fall[p]))  # fmt: skip
+
+
+@jit
+def backward_all(  # type: ignore[no-untyped-def]
+    cut, groups, shared, scratch, ends, sizes, at, glse, kept, delta, to, step, falls, sight, rules
+):
+    ranges(sizes[4], sight, ends[0], ends[1])
+    share_out(differences, cut, sizes, at[3], at[4], glse, delta, rules[3])
+    share_out(some_blocks, cut, groups, shared, scratch, ends, sizes, at, kept, delta, to, step, falls, rules)
 
 
 def groups_of(units: int, blocks: int) -> int:
@@ -212,7 +208,6 @@ def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
     b, h, kv, n, m, d, dv = sizes
     g = np.zeros_like(o) if g is None else readable(g)
     glse_at = (0, 0, 0, 0) if glse is None else place(glse[..., None])
-    queries, keys = min(TILE[0], n), min(TILE[1], m)
     dbias: Any = None
     dbias_at, shared = NOTHING, (False, False)
     if bias is not None:
@@ -221,6 +216,7 @@ def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
         dbias_at = (address(dbias), *steps)
         shared = (bias.shape[0] < b, bias.shape[1] < h)
     units = (1 if shared[0] else b) * (1 if shared[1] else kv)
+    queries, keys = min(TILE, n), height(units, m)
     cut = parts(b * h * n, b * h * n * m * (d + dv) // 16, CORES)
     groups = 1
     if cut > 1 and not (bias is not None and bias.shape[3] < m):
@@ -233,7 +229,7 @@ def backward(residuals: Any, g: Any, glse: Any) -> tuple[Any, ...]:
     scratch, first = (s, t, np.empty((cut, keys), q.dtype)), dq if groups == 1 else dq[0]
     to = (place(first), place(dk), place(dv_), dbias_at)
     backward_all(
-        groups, shared, scratch, tuple(np.empty((2, n), np.int64)), sizes, (*at[:3], place(g), at[3]),
+        cut, groups, shared, scratch, tuple(np.empty((2, n), np.int64)), sizes, (*at[:3], place(g), at[3]),
         glse_at, kept, np.empty((b, h, n), q.dtype), to, dq.strides[0] if groups > 1 else 0, falls, sight,
         rules,
     )  # fmt: skip

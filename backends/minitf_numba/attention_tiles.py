@@ -5,7 +5,8 @@
     S = c tanh(x / c) + bias - slope |i + (Nk - Nq) - j|           in place, for a row of raw products x
 
 `first` and `last` never fall with i. So the keys that a block of queries sees, and the queries that see a
-block of keys, are ranges too, and what lies outside them is never looked at.
+block of keys, are ranges too, and what lies outside them is never looked at. A tile that is not seen whole,
+as on the diagonal, is taken in strips of its rows, each with the keys that some row of it sees.
 
 Arrays come as (address, bytes from one batch to the next, one head to the next, one row to the next), with
 0 bytes along axes that are broadcast, and bias and mask with a fifth number for the last axis. Kernels read
@@ -18,32 +19,43 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
-from .runtime import jit
+from .runtime import CORES, inner
 from .vector import exp, tanh
 
 SUMS = {"reassoc", "contract"}
-# Elements whose running maxima are kept side by side, so that the maximum of a row vectorises.
-LANES = 32
+# Most queries and keys of a tile, and queries of a strip of a tile that its queries see different parts of.
+TILE, STRIP = 256, 64
+# Called from compiled code without the typing context that Python code would see.
+operation: Any = intrinsic
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def pointer(typing, address, like=None):  # type: ignore[no-untyped-def]
-    """The integer `address` as a pointer to numbers of the type of `like`."""
-    kind = types.CPointer(like)
+@operation
+def memory(typing, x, b, h, i, n, like):  # type: ignore[no-untyped-def]
+    """n numbers of the type of `like` from the beginning of row (b, h, i) of x on."""
+    row, word = types.Array(like, 1, "C"), types.int64
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.inttoptr(args[0], context.get_value_type(kind))
+        place, *index, n, _ = args
+        start, *steps = cgutils.unpack_tuple(builder, place)
+        for step, number in zip(steps, index, strict=False):
+            start = builder.add(start, builder.mul(step, number))
+        made = context.make_array(row)(context, builder)
+        size = context.get_constant(types.intp, like.bitwidth // 8)
+        data = builder.inttoptr(start, made.data.type)
+        populate_array(made, data=data, shape=[n], strides=[size], itemsize=size, meminfo=None)
+        return made._getvalue()
 
-    return kind(types.int64, like), generate
+    return row(x, word, word, word, word, like), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@operation
 def larger(typing, a, b):  # type: ignore[no-untyped-def]
-    """The larger of two floats, or NaN. In a loop of `max` the order matters for NaN, and nothing vectorises."""
+    """The larger of two floats, or NaN. With `max` the order matters for NaN, so nothing vectorises."""
 
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         number = args[0].type
@@ -53,18 +65,12 @@ def larger(typing, a, b):  # type: ignore[no-untyped-def]
     return a(a, a), generate
 
 
-@jit
-def memory(x, b, h, i, n, like):  # type: ignore[no-untyped-def]
-    """n numbers of the type of `like` from the beginning of row (b, h, i) of x on."""
-    return carray(pointer(x[0] + b * x[1] + h * x[2] + i * x[3], like), n)
-
-
-@jit
+@inner
 def ranges(n_keys, sight, first, last):  # type: ignore[no-untyped-def]
     """Fill first and last (Nq,). sight: causal; window, 0 for none; address of cu_seqlens, 0 for none."""
     causal, window, cuts = sight
     n_queries, segment = len(first), 0
-    begins = carray(pointer(cuts, np.int64(0)), n_queries + 1)
+    begins = memory((cuts, 0, 0, 0), 0, 0, 0, n_queries + 1, np.int64(0))
     for i in range(n_queries):
         lo, hi = 0, n_keys
         if cuts:
@@ -80,7 +86,22 @@ def ranges(n_keys, sight, first, last):  # type: ignore[no-untyped-def]
         last[i] = max(first[i], hi)
 
 
-@jit
+@inner
+def rows_at_once(i, end, j0, j1, ends):  # type: ignore[no-untyped-def]
+    """Where a tile of queries i .. end - 1 stops: after a strip, if not all of them see keys j0 .. j1 - 1."""
+    first, last = ends
+    return end if first[end - 1] <= j0 and last[i] >= j1 else min(i + STRIP, end)
+
+
+@inner
+def columns(i, c0, c1, ends):  # type: ignore[no-untyped-def]
+    """Which of the keys c0 .. c1 - 1, counted from c0, query i sees."""
+    first, last = ends
+    lo = min(max(first[i], c0), c1)
+    return lo - c0, max(min(last[i], c1), lo) - c0
+
+
+@inner
 def hidden(mask, b, h, i0, i1, j0, j1):  # type: ignore[no-untyped-def]
     """Whether the mask hides every pair of queries i0 .. i1 - 1 and keys j0 .. j1 - 1."""
     if mask[0] == 0:
@@ -89,24 +110,20 @@ def hidden(mask, b, h, i0, i1, j0, j1):  # type: ignore[no-untyped-def]
         i1 = i0 + 1
     for i in range(i0, i1):
         row = memory(mask, b, h, i, j1, np.uint8(0))
-        if mask[4] == 0:
-            if row[0]:
+        for j in range(j0, j1):
+            if row[j * mask[4]]:
                 return False
-        else:
-            for j in range(j0, j1):
-                if row[j]:
-                    return False
     return True
 
 
 # Loops below run from 0: with another lower limit Numba allows for negative places, and nothing vectorises.
-@jit
+@inner
 def cap(x, bound):  # type: ignore[no-untyped-def]
     for j in range(len(x)):
         x[j] = bound * tanh(x[j] / bound)
 
 
-@jit
+@inner
 def adjust(x, j0, b, h, i, off, mask, bias, slopes):  # type: ignore[no-untyped-def]
     """Add bias and slope to x, the scores of query i with keys from j0 on; -inf where the mask hides."""
     n, zero = len(x), x.dtype.type(0)
@@ -134,8 +151,8 @@ def adjust(x, j0, b, h, i, off, mask, bias, slopes):  # type: ignore[no-untyped-
                 x[j] = nothing
 
 
-@jit
-def largest(x, lanes=None):  # type: ignore[no-untyped-def]
+@inner
+def largest(x):  # type: ignore[no-untyped-def]
     """The maximum of x; -inf if x is empty."""
     top = x.dtype.type(-np.inf)
     for j in range(len(x)):
@@ -143,7 +160,7 @@ def largest(x, lanes=None):  # type: ignore[no-untyped-def]
     return top
 
 
-@jit(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def exponentials(x, shift):  # type: ignore[no-untyped-def]
     """x becomes exp(x - shift); its sum."""
     total = x.dtype.type(0)
@@ -154,10 +171,18 @@ def exponentials(x, shift):  # type: ignore[no-untyped-def]
     return total
 
 
-@jit
+@inner
 def clear(x):  # type: ignore[no-untyped-def]
     for j in range(len(x)):
         x[j] = 0
+
+
+def height(heads: int, n: int) -> int:
+    """Rows of n tokens in a tile: fewer where the cores would not have equal work."""
+    rows = TILE
+    while rows > STRIP and heads * -(-n // rows) < 4 * CORES:
+        rows //= 2
+    return min(rows, n)
 
 
 def address(x: Any) -> int:

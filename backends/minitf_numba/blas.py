@@ -21,7 +21,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .runtime import jit
+from .runtime import inner
 from .threads import blas_pool
 
 # Names of the Fortran routine in the builds that NumPy is distributed with; `{}` is s or d.
@@ -94,7 +94,7 @@ def call(typing, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type:
     return signature, generate
 
 
-@jit
+@inner
 def gemm(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):  # type: ignore[no-untyped-def]
     if m > 0 and n > 0:
         call(ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc)  # type: ignore[call-arg]

@@ -18,14 +18,14 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel, Unfit
 
-from .runtime import contiguous, jit, parallel_jit, parts, prange
+from .runtime import contiguous, inner, jit, parts, share_out
 from .vector import exp
 
 PIECE = 2048
 
 
 # A NaN may be lost here; the sum of the exponentials finds it.
-@jit(fastmath={"nnan", "nsz"})
+@inner(fastmath={"nnan", "nsz"})
 def largest(x):  # type: ignore[no-untyped-def]
     top = x[0]
     for i in range(1, len(x)):
@@ -33,7 +33,7 @@ def largest(x):  # type: ignore[no-untyped-def]
     return top
 
 
-@jit(fastmath={"reassoc", "contract"})
+@inner(fastmath={"reassoc", "contract"})
 def exponentials(x, top):  # type: ignore[no-untyped-def]
     """The sum of exp(x - top)."""
     total = x.dtype.type(0)
@@ -42,12 +42,12 @@ def exponentials(x, top):  # type: ignore[no-untyped-def]
     return total
 
 
-@jit
-def forward_rows(lo, hi, z, target, ignore, skip, tops, totals):  # type: ignore[no-untyped-def]
+@inner
+def forward_rows(p, cut, z, target, ignore, skip, tops, totals, losses, wrongs):  # type: ignore[no-untyped-def]
     """The sum of the losses of these rows, and how many targets are out of range."""
-    c, width = z.dtype.type, z.shape[1]
+    (n, width), c = z.shape, z.dtype.type
     loss, wrong = 0.0, 0
-    for i in range(lo, hi):
+    for i in range(n * p // cut, n * (p + 1) // cut):
         t = target[i]
         if skip and t == ignore:
             tops[i], totals[i] = 0, 0
@@ -66,12 +66,13 @@ def forward_rows(lo, hi, z, target, ignore, skip, tops, totals):  # type: ignore
         tops[i] = top if np.isfinite(top) else c(0)
         totals[i] = total
         loss += np.log(total) + (float(tops[i]) - float(z[i, t]))
-    return loss, wrong
+    losses[p], wrongs[p] = loss, wrong
 
 
-@jit(fastmath={"contract"})
-def backward_rows(lo, hi, scale, z, target, ignore, skip, tops, totals, dz):  # type: ignore[no-untyped-def]
-    for i in range(lo, hi):
+@inner(fastmath={"contract"})
+def backward_rows(p, cut, scale, z, target, ignore, skip, tops, totals, dz):  # type: ignore[no-untyped-def]
+    n = len(z)
+    for i in range(n * p // cut, n * (p + 1) // cut):
         row, out, top = z[i], dz[i], tops[i]
         if skip and target[i] == ignore:
             out[:] = 0
@@ -82,28 +83,14 @@ def backward_rows(lo, hi, scale, z, target, ignore, skip, tops, totals, dz):  # 
         out[target[i]] -= z.dtype.type(scale)
 
 
-@parallel_jit
+@jit
 def forward_all(cut, z, target, ignore, skip, tops, totals, losses, wrongs):  # type: ignore[no-untyped-def]
-    n = len(z)
-    if cut == 1:
-        losses[0], wrongs[0] = forward_rows(np.int64(0), n, z, target, ignore, skip, tops, totals)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            lo, hi = n * p // cut, n * (p + 1) // cut
-            losses[p], wrongs[p] = forward_rows(lo, hi, z, target, ignore, skip, tops, totals)
+    share_out(forward_rows, cut, z, target, ignore, skip, tops, totals, losses, wrongs)
 
 
-@parallel_jit
+@jit
 def backward_all(cut, scale, z, target, ignore, skip, tops, totals, dz):  # type: ignore[no-untyped-def]
-    n = len(z)
-    if cut == 1:
-        backward_rows(np.int64(0), n, scale, z, target, ignore, skip, tops, totals, dz)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            lo, hi = n * p // cut, n * (p + 1) // cut
-            backward_rows(lo, hi, scale, z, target, ignore, skip, tops, totals, dz)
+    share_out(backward_rows, cut, scale, z, target, ignore, skip, tops, totals, dz)
 
 
 def supports(logits: Any, targets: Any, ignore: Any) -> str | None:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from .attention_tiles import LANES, adjust, cap, clear, exponentials, largest, memory, ranges
-from .gated_scan_lanes import BYTES, add, fma, load, mul, spread, store, total, zeros
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .attention_tiles import adjust, cap, clear, exponentials, largest, memory, ranges
+from .gated_scan_lanes import add, fma, lanes, load, mul, spread, store, total, zeros
+from .runtime import CORES, inner, jit, parts, share_out
 from .vector import exp
 
 SUMS = {"reassoc", "contract"}
@@ -36,7 +36,7 @@ def few(sizes: tuple[int, ...]) -> bool:
     return n * (h // kv) <= ROWS and m >= 2 * CHUNK
 
 
-@jit(fastmath=SUMS)
+@inner(fastmath=SUMS)
 def add_dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
     """x[j] += scale * query . key j, keys `step` elements apart."""
     for j in range(len(x)):
@@ -46,15 +46,15 @@ def add_dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
         x[j] += scale * product
 
 
-@jit
+@inner
 def dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
     """x[j] = scale * query . key j."""
-    n, lanes = len(x) // 4, BYTES // x.itemsize
-    wide = len(query) // lanes * lanes
+    n, width = len(x) // 4, lanes(x)
+    wide = len(query) // width * width
     for j in range(n):
         at0, at1, at2, at3 = j * step, (j + n) * step, (j + 2 * n) * step, (j + 3 * n) * step
         x0 = x1 = x2 = x3 = zeros(x)
-        for c in range(0, wide, lanes):
+        for c in range(0, wide, width):
             q = load(query, c)
             x0, x1 = fma(q, load(keys, at0 + c), x0), fma(q, load(keys, at1 + c), x1)
             x2, x3 = fma(q, load(keys, at2 + c), x2), fma(q, load(keys, at3 + c), x3)
@@ -67,7 +67,7 @@ def dots(query, keys, step, scale, x):  # type: ignore[no-untyped-def]
     add_dots(query, keys[4 * n * step :], step, scale, x[4 * n :])
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def add_values(x, values, step, out):  # type: ignore[no-untyped-def]
     """out += sum over j of x[j] * value j, values `step` elements apart."""
     for j in range(len(x)):
@@ -76,17 +76,17 @@ def add_values(x, values, step, out):  # type: ignore[no-untyped-def]
             out[c] += x[j] * value[c]
 
 
-@jit
+@inner
 def weighted(x, values, step, out):  # type: ignore[no-untyped-def]
     """out += sum over j of x[j] * value j."""
-    n, lanes = len(x) // 8 * 2, BYTES // x.itemsize
-    wide = len(out) // lanes * lanes
+    n, width = len(x) // 8 * 2, lanes(x)
+    wide = len(out) // width * width
     for j in range(0, n, 2):
         at0, at1, at2, at3 = j * step, (j + n) * step, (j + 2 * n) * step, (j + 3 * n) * step
         x0, x1, x2, x3 = spread(x, j), spread(x, j + n), spread(x, j + 2 * n), spread(x, j + 3 * n)
         i = j + 1
         y0, y1, y2, y3 = spread(x, i), spread(x, i + n), spread(x, i + 2 * n), spread(x, i + 3 * n)
-        for c in range(0, wide, lanes):
+        for c in range(0, wide, width):
             a, b = fma(x0, load(values, at0 + c), load(out, c)), mul(x1, load(values, at1 + c))
             a, b = fma(x2, load(values, at2 + c), a), fma(x3, load(values, at3 + c), b)
             next_c = c + step
@@ -99,8 +99,8 @@ def weighted(x, values, step, out):  # type: ignore[no-untyped-def]
     add_values(x[4 * n :], values[4 * n * step :], step, out)
 
 
-@jit
-def piece(b, kv, j0, j1, sizes, at, ends, rules, s, lanes, part):  # type: ignore[no-untyped-def]
+@inner
+def piece(b, kv, j0, j1, sizes, at, ends, rules, s, part):  # type: ignore[no-untyped-def]
     """part (R, dv + 2): o, m and z of the R queries that share key head kv, over keys j0 .. j1 - 1."""
     _, heads, kv_heads, n_queries, n_keys, d, dv = sizes
     (q, k, v, _), (first, last), (mask, bias, slopes, scale, bound) = at, ends, rules
@@ -119,13 +119,13 @@ def piece(b, kv, j0, j1, sizes, at, ends, rules, s, lanes, part):  # type: ignor
             if bound:
                 cap(x, bound)
             adjust(x, lo, b, h, i, n_keys - n_queries, mask, bias, slopes)
-            m = largest(x, lanes)
+            m = largest(x)
             out[dv] = m
             out[dv + 1] = exponentials(x, m if m != -np.inf else s.dtype.type(0))
             weighted(x, values, v[3] // size, out[:dv])
 
 
-@jit
+@inner
 def merge(b, kv, sizes, pieces, o, kept, like):  # type: ignore[no-untyped-def]
     """o and lse of the queries of key head kv from the pieces (chunks, R, dv + 2)."""
     _, heads, kv_heads, n_queries, _, _, dv = sizes
@@ -151,23 +151,24 @@ def merge(b, kv, sizes, pieces, o, kept, like):  # type: ignore[no-untyped-def]
         kept[2, b, h, i] = top + np.log(z) if z != 0 else -np.inf
 
 
-@parallel_jit
-def decode_all(keys, start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
-    batch, heads, kv_heads, n_queries, n_keys, _, dv = sizes
-    # Taken apart here: nested tuples do not pass into a parallel loop.
-    (q, k, v, o), (mask, bias, slopes, scale, bound), (first, last) = at, rules, ends
+@inner
+def some_pieces(p, cut, keys, start, pieces, s, ends, sizes, at, rules):  # type: ignore[no-untyped-def]
+    kv_heads, n_keys, (heads, chunks) = sizes[2], sizes[4], pieces.shape[:2]
+    units = heads * chunks
+    for unit in range(units * p // cut, units * (p + 1) // cut):
+        head, chunk = unit // chunks, unit % chunks
+        j0 = (start + chunk) * keys
+        piece(head // kv_heads, head % kv_heads, j0, min(j0 + keys, n_keys), sizes, at, ends, rules, s[p],
+              pieces[head, chunk])  # fmt: skip
+
+
+@jit
+def decode_all(keys, start, pieces, s, first, last, sizes, at, kept, sight, rules):  # type: ignore[no-untyped-def]
+    kv_heads, n_keys = sizes[2], sizes[4]
     ranges(n_keys, sight, first, last)
-    cut = len(s)
-    units = batch * kv_heads * chunks
-    for p in prange(cut):
-        for unit in range(units * p // cut, units * (p + 1) // cut):
-            head, chunk = unit // chunks, unit % chunks
-            j0 = (start + chunk) * keys
-            piece(head // kv_heads, head % kv_heads, j0, min(j0 + keys, n_keys), sizes, (q, k, v, o),
-                  (first, last), (mask, bias, slopes, scale, bound), s[p], lanes[p],
-                  pieces[head, chunk])  # fmt: skip
-    for head in range(batch * kv_heads):
-        merge(head // kv_heads, head % kv_heads, sizes, pieces[head], o, kept, scale)
+    share_out(some_pieces, len(s), keys, start, pieces, s, (first, last), sizes, at, rules)
+    for head in range(len(pieces)):
+        merge(head // kv_heads, head % kv_heads, sizes, pieces[head], at[3], kept, rules[3])
 
 
 def decode(sizes: Any, at: Any, kept: Any, sight: Any, rules: Any) -> None:
@@ -180,6 +181,5 @@ def decode(sizes: Any, at: Any, kept: Any, sight: Any, rules: Any) -> None:
     chunks = -(-m // keys) - start
     cut = parts(b * kv * chunks, b * h * n * m * (d + dv) // 8, CORES)
     pieces = np.empty((b * kv, chunks, rows, dv + 2), kept.dtype)
-    s, lanes = np.empty((cut, rows, keys), kept.dtype), np.empty((cut, 4 * LANES), kept.dtype)
-    ends = tuple(np.empty((2, n), np.int64))
-    decode_all(keys, start, chunks, pieces, s, lanes, ends, sizes, at, kept, sight, rules)
+    s, ends = np.empty((cut, rows, keys), kept.dtype), np.empty((2, n), np.int64)
+    decode_all(keys, start, pieces, s, *ends, sizes, at, kept, sight, rules)

@@ -27,7 +27,7 @@ from minitf.ops.kernels import Kernel
 
 from .delta_rule_backward import backward_head, erasers
 from .gated_scan_lanes import BYTES, add, fma, load, mul, spread, store, zeros
-from .gated_scan_shared import SPAN, Sizes, decayed, edge, of, panel, reasons, unpanel
+from .gated_scan_shared import SPAN, Sizes, decayed, edge, of, panel, reasons, summed, unpanel
 from .runtime import inner, parallel_jit, prange
 
 
@@ -102,7 +102,7 @@ def backward_all(  # type: ignore[no-untyped-def]
                 n, dk, dv, first, last, across, along,
                 q[h], k[h], beta[h], of(a, h), e[h], s[h], do[h], d[h],
                 dq[m, h], dk_[m, h], dv_[h], dbeta[m, h], dg[m, h],
-                erase[p], u[p], less[p], kept[p], turned[p], x[p],
+                erase[p], u[p], less[p], kept[p], turned[p, 0], x[p],
             )  # fmt: skip
 
 
@@ -118,8 +118,8 @@ def forward(q: Any, k: Any, v: Any, beta: Any, g: Any, state: Any, chunk: int) -
     size = Sizes(q, v)
     a, along = size.decays(g)
     qp, kp, vp, bp = size.keys(q), size.keys(k), size.values(v), panel(beta, size.n, 1)
-    first = size.state(state, v)
-    o, e, last = np.empty_like(vp), np.empty_like(vp), first.copy()
+    last = size.state(state, v)
+    o, e, first = np.empty_like(vp), np.empty_like(vp), last.copy()
     erase = np.empty((size.cut, (size.n + 1) * size.dk), v.dtype)
     forward_all(size.cut, size.groups, size.n, size.dk, size.dv, along, qp, kp, vp, bp, a, last, o, e, erase)
     shape_s = (*q.shape[:2], q.shape[3], v.shape[3])
@@ -133,23 +133,23 @@ def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:
     shape_v, shape_s = (batch, heads, tokens, size.width), (batch, heads, shape[3], size.width)
     do = np.zeros_like(e) if g[0] is None else size.values(g[0])
     d = size.state(g[1], e)
-    dq, dk = np.empty((2, size.groups, *q.shape), e.dtype)
-    dg = np.empty((size.groups, len(q), size.n * (size.dk if along else 1)), e.dtype)
-    dbeta, dv = np.empty((size.groups, len(q), size.n), e.dtype), np.empty_like(e)
+    dq, dk = size.sums(size.dk, e.dtype), size.sums(size.dk, e.dtype)
+    dv, dbeta = size.sums(size.dv, e.dtype, 1), size.sums(1, e.dtype)
+    dg = size.sums(size.dk if along else 1, e.dtype)
     erase = np.empty((size.cut, (size.n + 1) * size.dk), e.dtype)
     u, less = np.empty((size.cut, size.n * size.dv), e.dtype), np.empty((size.cut, SPAN * size.dk), e.dtype)
-    kept, turned, x = size.scratch(e.dtype)
+    kept, turned = size.scratch(e.dtype, -(-size.n // SPAN)), size.scratch(e.dtype)
     backward_all(
-        size.cut, size.groups, size.n, size.dk, size.dv, along,
-        q, k, beta, a, e, first, do, d, dq, dk, dv, dbeta, dg, erase, u, less, kept, turned, x,
+        size.cut, size.groups, size.n, size.dk, size.dv, along, q, k, beta, a, e, first, do, d,
+        size.parts(dq), size.parts(dk), size.parts(dv)[0], size.parts(dbeta), size.parts(dg),
+        erase, u, less, kept, turned, np.empty((size.cut, size.dk), e.dtype),
     )  # fmt: skip
-    dq, dk, dbeta, dg = (x[0] if size.groups == 1 else x.sum(axis=0) for x in (dq, dk, dbeta, dg))
     return (
-        unpanel(dq, size.n, size.dk, shape),
-        unpanel(dk, size.n, size.dk, shape),
-        unpanel(dv, size.n, size.dv, shape_v),
-        unpanel(dbeta, size.n, 1, (batch, heads, tokens, 1)),
-        None if gates is None else unpanel(dg, size.n, size.dk if along else 1, gates),
+        summed(dq, shape),
+        summed(dk, shape),
+        summed(dv, shape_v),
+        summed(dbeta, (batch, heads, tokens, 1)),
+        None if gates is None else summed(dg, gates),
         unpanel(d, size.dk, size.dv, shape_s) if given else None,
         None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .gated_scan_lanes import BYTES, add, fma, load, mul, spread, store, total, zeros
-from .gated_scan_shared import SPAN, decayed, decays, gate_span, transposed
+from .gated_scan_shared import SPAN, decayed, decays, gate_end, gate_span, transposed
 from .runtime import inner
 
 
@@ -125,4 +125,5 @@ def backward_head(  # type: ignore[no-untyped-def]
     for m in range(spans):
         start, end = m * SPAN, min(n, (m + 1) * SPAN)
         queries_span(start, end, dk, dv, first, width, across, along, k, a, do, turned, dv_, u, less, dq)
-        gate_span(start, end, dk, width, along, q, k, dq, dk_, less, turned, kept[m], x, dg)
+        gate_end(end, dk, width, across, along, None, turned, kept[m], x)
+        gate_span(start, end, dk, along, q, k, dq, dk_, less, x, dg)

@@ -16,16 +16,16 @@ import numpy as np
 from minitf.ops.kernels import Kernel
 from minitf.ops.random import FIRST, GAMMA, SECOND, threshold
 
-from .runtime import contiguous, jit, parallel_jit, parts, prange
+from .runtime import contiguous, inner, jit, parts, share_out
 
 u = np.uint64
 STEP, MIX1, MIX2 = u(GAMMA), u(FIRST), u(SECOND)
 
 
-@jit
-def span(lo, hi, x, key, limit, scale, y):  # type: ignore[no-untyped-def]
-    zero = x.dtype.type(0)
-    for i in range(lo, hi):
+@inner
+def span(p, cut, x, key, limit, scale, y):  # type: ignore[no-untyped-def]
+    n, zero = len(x), x.dtype.type(0)
+    for i in range(n * p // cut, n * (p + 1) // cut):
         z = key + u(i + 1) * STEP
         z = (z ^ (z >> u(30))) * MIX1
         z = (z ^ (z >> u(27))) * MIX2
@@ -33,15 +33,9 @@ def span(lo, hi, x, key, limit, scale, y):  # type: ignore[no-untyped-def]
         y[i] = x[i] * (scale if z >= limit else zero)
 
 
-@parallel_jit
+@jit
 def spans(cut, x, key, limit, scale, y):  # type: ignore[no-untyped-def]
-    n = len(x)
-    if cut == 1:
-        span(np.int64(0), n, x, key, limit, scale, y)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            span(n * p // cut, n * (p + 1) // cut, x, key, limit, scale, y)
+    share_out(span, cut, x, key, limit, scale, y)
 
 
 def dropped(x: Any, key: int, rate: float) -> Any:

@@ -16,55 +16,43 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel, Unfit
 
-from .runtime import CORES, contiguous, jit, parallel_jit, parts, prange
+from .runtime import CORES, contiguous, inner, jit, parts, share_out
 
 
-@jit
-def gather(lo, hi, ids, table, y):  # type: ignore[no-untyped-def]
+@inner
+def gather(p, cut, ids, table, y, wrongs):  # type: ignore[no-untyped-def]
     """y[i] = table[ids[i]]; how many ids are out of range."""
-    wrong = 0
-    for i in range(lo, hi):
+    n, wrong = len(ids), 0
+    for i in range(n * p // cut, n * (p + 1) // cut):
         if ids[i] < 0 or ids[i] >= len(table):
             wrong += 1
             continue
         row, out = table[ids[i]], y[i]
         for j in range(len(out)):
             out[j] = row[j]
-    return wrong
+    wrongs[p] = wrong
 
 
-@jit
-def scatter(lo, hi, ids, g, dtable):  # type: ignore[no-untyped-def]
-    """dtable[ids[i]] += g[i] in the columns from lo to hi."""
+@inner
+def scatter(p, cut, ids, g, dtable):  # type: ignore[no-untyped-def]
+    """dtable[ids[i]] += g[i] in some of the columns, cut at whole cache lines."""
+    width = g.shape[1]
+    lo = width * p // cut // 16 * 16
+    hi = width if p == cut - 1 else width * (p + 1) // cut // 16 * 16
     for i in range(len(ids)):
         row, out = g[i, lo:hi], dtable[ids[i], lo:hi]
         for j in range(len(row)):
             out[j] += row[j]
 
 
-@parallel_jit
+@jit
 def forward_all(cut, ids, table, y, wrongs):  # type: ignore[no-untyped-def]
-    n = len(ids)
-    if cut == 1:
-        wrongs[0] = gather(np.int64(0), n, ids, table, y)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            wrongs[p] = gather(n * p // cut, n * (p + 1) // cut, ids, table, y)
+    share_out(gather, cut, ids, table, y, wrongs)
 
 
-@parallel_jit
+@jit
 def backward_all(cut, ids, g, dtable):  # type: ignore[no-untyped-def]
-    width = g.shape[1]
-    if cut == 1:
-        scatter(np.int64(0), width, ids, g, dtable)
-    else:
-        # Cuts at whole cache lines.
-        for part in prange(cut):
-            p = np.int64(part)
-            lo = width * p // cut // 16 * 16
-            hi = width if p == cut - 1 else width * (p + 1) // cut // 16 * 16
-            scatter(lo, hi, ids, g, dtable)
+    share_out(scatter, cut, ids, g, dtable)
 
 
 def supports(ids: Any, table: Any) -> str | None:

@@ -12,12 +12,14 @@
                   dg_t = dg_{t+1} + q dq - k dk
 
 In reverse s is the gradient D of the state. The last line follows from S_t = a S_{t-1} + k v and needs no
-product of two states. Its sum would gather roundings, so it starts anew after every 128 tokens, with
-dg = sum_j D S there.
+product of two states. Its sum would gather roundings, so it starts anew after every span of 128 tokens, with
+dg = sum_j D S there. The forward keeps the state before each span; the backward takes spans in reverse and
+does all three passes of one while its tokens are in the second cache.
 
 A state of 64 x 64 is 16 KiB and stays in the first cache. Each pass takes 2 multiply-adds per element of the
 state and token; a chunked form with matrix products takes as many, and its scores besides. No exponent is
-above 0, whatever the decay: exp(-inf) = 0 forgets everything. A g of zeros skips the decay.
+above 0, whatever the decay: exp(-inf) = 0 forgets everything. A g of zeros skips the decay. The vectors of a
+token lie a row apart, which the hardware does not foresee, so they are asked for a few tokens ahead.
 
 Heads are shared out to the threads; where they are few, so are the columns of the state, which do not mix.
 """
@@ -30,20 +32,26 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .gated_scan_lanes import BYTES, fma, load, mul, spread, store, zeros
+from .gated_scan_lanes import BYTES, fma, load, mul, prefetch, spread, store, zeros
 from .gated_scan_shared import (
     SPAN,
     Sizes,
+    copied,
     decayed,
     decays,
     edge,
+    gate_end,
     gate_span,
     of,
     reasons,
+    summed,
     transposed,
     unpanel,
 )
 from .runtime import inner, parallel_jit, prange
+
+# Tokens between asking for a vector and using it.
+AHEAD = 8
 
 
 @inner()
@@ -55,6 +63,9 @@ def rows(start, end, dk, dv, first, last, across, along, back, q, k, v, a, s, o)
             t = start + end - 1 - i if back else i
             u = t + step
             v0, v1 = load(v, t * dv + j), load(v, u * dv + j)
+            for y in (t + AHEAD * step, u + AHEAD * step):
+                prefetch(v, y * dv + j)
+                prefetch(o, y * dv + j)
             o0, o1 = zeros(v), zeros(v)
             for c in range(dk):
                 at, then = t * dk + c, u * dk + c
@@ -80,6 +91,9 @@ def columns(start, end, dk, dv, first, width, across, along, back, q, v, k, a, s
             a0 = decays(v, a, t + back, c, across, along)
             a1 = decays(v, a, u + back, c, across, along)
             k0, k1 = load(k, t * dk + c), load(k, u * dk + c)
+            for y in (t + AHEAD * step, u + AHEAD * step):
+                prefetch(k, y * dk + c)
+                prefetch(o, y * dk + c)
             o0, o1 = zeros(v), zeros(v)
             for j in range(width):
                 at, then = t * dv + first + j, u * dv + first + j
@@ -95,34 +109,27 @@ def columns(start, end, dk, dv, first, width, across, along, back, q, v, k, a, s
 
 @inner()
 def backward_head(  # type: ignore[no-untyped-def]
-    n, dk, dv, first, last, across, along, q, k, v, a, s, do, d, dq, dk_, dv_, dg, kept, turned, x
+    n, dk, dv, first, last, across, along, q, k, v, a, states, do, d, dq, dk_, dv_, dg, turned, s, x
 ):
-    """d: the gradient of the last state, then of the first. kept[m]: that after span m, transposed."""
-    width, lanes = last - first, BYTES // v.itemsize
-    spans = (n + SPAN - 1) // SPAN
+    """d: the gradient of the last state, then of the first. states[m]: the state before span m."""
+    width = last - first
     transposed(dk, dv, first, width, d, turned)
-    for m in range(spans - 1, -1, -1):
+    for m in range(len(states) - 1, -1, -1):
         start, end = m * SPAN, min(n, (m + 1) * SPAN)
-        for c in range(0, dk, lanes):
-            gate = decays(v, a, end, c, across, along)
-            for j in range(width):
-                y = load(turned, j * dk + c)
-                store(kept[m], j * dk + c, y if a is None else mul(y, gate))
+        transposed(dk, dv, first, width, states[m], s)
+        columns(start, end, dk, dv, first, width, across, along, 0, do, v, k, a, s, dq)
+        gate_end(end, dk, width, across, along, a, s, turned, x)
         rows(start, end, dk, dv, first, last, across, along, 1, k, q, do, a, d, dv_)
         columns(start, end, dk, dv, first, width, across, along, 1, v, do, q, a, turned, dk_)
+        gate_span(start, end, dk, along, q, k, dq, dk_, None, x, dg)
     if a is not None:
         for c in range(dk):
             for j in range(first, last):
                 d[c * dv + j] *= a[c * along]
-    transposed(dk, dv, first, width, s, turned)
-    for m in range(spans):
-        start, end = m * SPAN, min(n, (m + 1) * SPAN)
-        columns(start, end, dk, dv, first, width, across, along, 0, do, v, k, a, turned, dq)
-        gate_span(start, end, dk, width, along, q, k, dq, dk_, None, turned, kept[m], x, dg)
 
 
 @parallel_jit
-def forward_all(cut, groups, n, dk, dv, along, q, k, v, a, s, o):  # type: ignore[no-untyped-def]
+def forward_all(cut, groups, n, dk, dv, along, q, k, v, a, s, states, o):  # type: ignore[no-untyped-def]
     count, lanes = len(q) * groups, BYTES // v.itemsize
     across = dk if along else 1
     for p in prange(cut):
@@ -131,13 +138,14 @@ def forward_all(cut, groups, n, dk, dv, along, q, k, v, a, s, o):  # type: ignor
             first, last = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups)
             for start in range(0, n, SPAN):
                 end = min(n, start + SPAN)
+                copied(dk, dv, first, last, s[h], states[h, start // SPAN])
                 rows(
                     start, end, dk, dv, first, last, across, along, 0, q[h], k[h], v[h], of(a, h), s[h], o[h]
                 )
 
 
 @parallel_jit
-def backward_all(cut, groups, n, dk, dv, along, q, k, v, a, s, do, d, dq, dk_, dv_, dg, kept, turned, x):  # type: ignore[no-untyped-def]
+def backward_all(cut, groups, n, dk, dv, along, q, k, v, a, states, do, d, dq, dk_, dv_, dg, turned, s, x):  # type: ignore[no-untyped-def]
     count, lanes = len(q) * groups, BYTES // v.itemsize
     across = dk if along else 1
     for p in prange(cut):
@@ -145,8 +153,8 @@ def backward_all(cut, groups, n, dk, dv, along, q, k, v, a, s, do, d, dq, dk_, d
             h, m = i // groups, i % groups
             first, last = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups)
             backward_head(
-                n, dk, dv, first, last, across, along, q[h], k[h], v[h], of(a, h), s[h], do[h], d[h],
-                dq[m, h], dk_[m, h], dv_[h], dg[m, h], kept[p], turned[p], x[p],
+                n, dk, dv, first, last, across, along, q[h], k[h], v[h], of(a, h), states[h], do[h], d[h],
+                dq[m, h], dk_[m, h], dv_[h], dg[m, h], turned[p, 0], s[p, 0], x[p],
             )  # fmt: skip
 
 
@@ -157,37 +165,35 @@ def supports(q: Any, k: Any, v: Any, g: Any, state: Any, chunk: Any) -> str | No
 def forward(q: Any, k: Any, v: Any, g: Any, state: Any, chunk: int) -> tuple[Any, Any]:
     size = Sizes(q, v)
     a, along = size.decays(g)
-    qp, kp, vp, first = size.keys(q), size.keys(k), size.values(v), size.state(state, v)
-    o, last = np.empty_like(vp), first.copy()
-    forward_all(size.cut, size.groups, size.n, size.dk, size.dv, along, qp, kp, vp, a, last, o)
+    qp, kp, vp, last = size.keys(q), size.keys(k), size.values(v), size.state(state, v)
+    o, states = np.empty_like(vp), size.states(v.dtype)
+    forward_all(size.cut, size.groups, size.n, size.dk, size.dv, along, qp, kp, vp, a, last, states, o)
     out = (
         unpanel(o, size.n, size.dv, v.shape),
         unpanel(last, size.dk, size.dv, (*q.shape[:2], q.shape[3], v.shape[3])),
     )
-    return out, (size, along, qp, kp, vp, a, first, g.shape, state is not None)
+    return out, (size, along, qp, kp, vp, a, states, g.shape, state is not None)
 
 
 def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:
-    size, along, q, k, v, a, first, gates, given = residuals
-    batch, heads, tokens, _ = shape = size.shape
-    shape_v, shape_s = (batch, heads, tokens, size.width), (batch, heads, shape[3], size.width)
+    size, along, q, k, v, a, states, gates, given = residuals
     do = np.zeros_like(v) if g[0] is None else size.values(g[0])
     d = size.state(g[1], v)
-    dq, dk = np.empty((2, size.groups, *q.shape), v.dtype)
-    dg = np.empty((size.groups, len(q), size.n * (size.dk if along else 1)), v.dtype)
-    dv = np.empty_like(v)
-    kept, turned, x = size.scratch(v.dtype)
+    dq, dk = size.sums(size.dk, v.dtype), size.sums(size.dk, v.dtype)
+    dv, dg = size.sums(size.dv, v.dtype, 1), size.sums(size.dk if along else 1, v.dtype)
+    turned, s, x = size.scratch(v.dtype), size.scratch(v.dtype), np.empty((size.cut, size.dk), v.dtype)
     backward_all(
         size.cut, size.groups, size.n, size.dk, size.dv, along,
-        q, k, v, a, first, do, d, dq, dk, dv, dg, kept, turned, x,
+        q, k, v, a, states, do, d,
+        size.parts(dq), size.parts(dk), size.parts(dv)[0], size.parts(dg), turned, s, x,
     )  # fmt: skip
-    dq, dk, dg = (x[0] if size.groups == 1 else x.sum(axis=0) for x in (dq, dk, dg))
+    batch, heads, tokens, width = size.shape
     return (
-        unpanel(dq, size.n, size.dk, shape),
-        unpanel(dk, size.n, size.dk, shape),
-        unpanel(dv, size.n, size.dv, shape_v),
-        unpanel(dg, size.n, size.dk if along else 1, gates),
-        unpanel(d, size.dk, size.dv, shape_s) if given else None,
+        summed(dq, size.shape),
+        summed(dk, size.shape),
+        summed(dv, (batch, heads, tokens, size.width)),
+        summed(dg, gates),
+        unpanel(d, size.dk, size.dv, (batch, heads, width, size.width)) if given else None,
         None,
     )
 

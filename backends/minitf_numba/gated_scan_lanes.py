@@ -2,8 +2,10 @@
 
 A vector has 64 bytes: 16 float32 or 8 float64. Where registers are shorter, LLVM takes several.
 
+    lanes(x)                       how many elements of x a vector has: a constant, which x.itemsize is not
     load(x, i)  store(x, i, v)     elements i, i + 1, ... of a contiguous 1-D array; nothing is checked
     spread(x, i)                   one element of it in every lane
+    prefetch(x, i)                 ask for the cache line of an element, which may lie outside the array
     zeros(x)                       zero lanes of the type of x
     mul(a, b), add(a, b), negative(a)   lane by lane
     fma(a, b, c)                   a b + c lane by lane, fused where the processor can
@@ -55,6 +57,14 @@ def repeated(builder, value, shape):  # type: ignore[no-untyped-def]
 
 
 @operation
+def lanes(typing, x):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return context.get_constant(types.int64, vector(signature.args[0].dtype).count)
+
+    return types.int64(x), generate
+
+
+@operation
 def load(typing, x, i):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
         kind = signature.args[0]
@@ -75,6 +85,20 @@ def store(typing, x, i, v):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(x, types.int64, v), generate
+
+
+@operation
+def prefetch(typing, x, i):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        start = builder.bitcast(place(context, builder, signature.args[0], *args), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        # For reading, into every cache, data.
+        builder.call(call, [start, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64), generate
 
 
 @operation

@@ -6,6 +6,7 @@ widths to whole vectors. Zeros fill the rest and change nothing: there k = 0 and
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -43,18 +44,30 @@ def transposed(dk, dv, first, width, s, out):  # type: ignore[no-untyped-def]
 
 
 @inner()
-def gate_span(start, end, dk, width, along, q, k, dq, dk_, less, s, d, x, dg):  # type: ignore[no-untyped-def]
-    """dg of a span of tokens from the transposed state after it and its gradient; x: one row of scratch.
+def copied(dk, dv, first, last, s, out):  # type: ignore[no-untyped-def]
+    """Columns first .. last of a state."""
+    for c in range(dk):
+        for j in range(first, last, BYTES // s.itemsize):
+            store(out, c * dv + j, load(s, c * dv + j))
 
-    dg_t = dg_{t+1} + q dq - k dk, from dg = sum_j D S on. One decay per head: the sum over the channels.
-    less, of the delta rule: k less comes off dg too, and less off dk.
-    """
-    lanes = BYTES // x.itemsize
-    for c in range(0, dk, lanes):
+
+@inner()
+def gate_end(end, dk, width, across, along, a, s, d, x):  # type: ignore[no-untyped-def]
+    """x: the gradient of g behind the last token of a span, sum_j D S. d: D before the decay of the next."""
+    for c in range(0, dk, BYTES // x.itemsize):
         y = zeros(x)
         for j in range(width):
             y = fma(load(s, j * dk + c), load(d, j * dk + c), y)
-        store(x, c, y)
+        store(x, c, y if a is None else mul(y, decays(x, a, end, c, across, along)))
+
+
+@inner()
+def gate_span(start, end, dk, along, q, k, dq, dk_, less, x, dg):  # type: ignore[no-untyped-def]
+    """dg of a span of tokens: dg_t = dg_{t+1} + q dq - k dk, from x on. One decay per head: all channels.
+
+    less, of the delta rule: k less comes off dg too, and less off dk.
+    """
+    lanes = BYTES // x.itemsize
     for t in range(end - 1, start - 1, -1):
         whole = zeros(x)
         for c in range(0, dk, lanes):
@@ -141,11 +154,24 @@ class Sizes:
         all_decays(parts(self.heads, 4 * a.size), tokens, width, self.n, across, flat, a)
         return a, along
 
-    def scratch(self, real: Any) -> tuple[Any, Any, Any]:
-        """For each part: gradients of the state after every span, a state, one row of q."""
+    def states(self, real: Any) -> Any:
+        """Room for the state before every span."""
+        return aligned((self.heads, -(-self.n // SPAN), self.dk * self.dv), real)
+
+    def scratch(self, real: Any, states: int = 1) -> Any:
+        """Room for so many states in each part."""
         columns = -(-self.dv * real.itemsize // BYTES // self.groups) * BYTES // real.itemsize
-        kept = np.empty((self.cut, -(-self.n // SPAN), self.dk * columns), real)
-        return kept, np.empty((self.cut, self.dk * columns), real), np.empty((self.cut, self.dk), real)
+        return aligned((self.cut, states, self.dk * columns), real)
+
+    def sums(self, width: int, real: Any, groups: int | None = None) -> Any:
+        """Room for a gradient, once for each group of columns. One group: an array that owns its memory."""
+        groups = self.groups if groups is None else groups
+        shape = (*self.shape[:2], self.n, width)
+        return np.empty(shape if groups == 1 else (groups, *shape), real)
+
+    def parts(self, x: Any) -> Any:
+        """(groups, B H, n d)."""
+        return x.reshape(-1, self.heads, self.n * x.shape[-1])
 
     def keys(self, x: Any) -> Any:
         return panel(x, self.n, self.dk)
@@ -154,12 +180,10 @@ class Sizes:
         return panel(x, self.n, self.dv)
 
     def state(self, x: Any, like: Any) -> Any:
-        """A copy of the state, to be written over."""
-        return (
-            np.zeros((self.heads, self.dk * self.dv), like.dtype)
-            if x is None
-            else panel(x, self.dk, self.dv).copy()
-        )
+        """A copy of the state, or zeros, to be written over."""
+        out = aligned((self.heads, self.dk * self.dv), like.dtype)
+        out[:] = 0 if x is None else panel(x, self.dk, self.dv)
+        return out
 
 
 def reasons(q: Any, k: Any, v: Any, gates: Any, state: Any, chunk: Any) -> str | None:
@@ -189,6 +213,14 @@ def reasons(q: Any, k: Any, v: Any, gates: Any, state: Any, chunk: Any) -> str |
     return None
 
 
+def aligned(shape: tuple[int, ...], real: Any) -> Any:
+    """Like np.empty, from the start of a cache line on: half of all accesses would touch two lines."""
+    size = math.prod(shape)
+    room = np.empty(size + BYTES // real.itemsize, real)
+    start = -room.ctypes.data % BYTES // real.itemsize
+    return room[start : start + size].reshape(shape)
+
+
 def panel(x: Any, rows: int, columns: int) -> Any:
     """(B, H, N, d) -> (B H, rows * columns), zeros where the array is smaller."""
     heads = x.shape[0] * x.shape[1]
@@ -202,4 +234,10 @@ def panel(x: Any, rows: int, columns: int) -> Any:
 def unpanel(x: Any, rows: int, columns: int, shape: tuple[int, ...]) -> Any:
     """The way back: the first rows and columns of each head."""
     x = x.reshape(*shape[:2], rows, columns)
+    return x if x.shape == shape else x[:, :, : shape[2], : shape[3]].copy()
+
+
+def summed(x: Any, shape: tuple[int, ...]) -> Any:
+    """The sum over groups of columns, then the first rows and columns of each head."""
+    x = x if x.ndim == 4 else x.sum(axis=0)
     return x if x.shape == shape else x[:, :, : shape[2], : shape[3]].copy()

@@ -16,11 +16,12 @@ import numpy as np
 from minitf.ops.kernels import Kernel
 
 from .activations import COST, KINDS, PIECE, array_reasons, slopes, values
-from .runtime import contiguous, jit, parallel_jit, parts, prange
+from .runtime import contiguous, inner, jit, parts, share_out
 
 
-@jit
-def forward_gate(lo, hi, kind, a, b, y):  # type: ignore[no-untyped-def]
+@inner
+def forward_gate(p, cut, kind, a, b, y):  # type: ignore[no-untyped-def]
+    lo, hi = len(a) * p // cut, len(a) * (p + 1) // cut
     for start in range(lo, hi, PIECE):
         stop = min(start + PIECE, hi)
         up, out = b[start:stop], y[start:stop]
@@ -29,8 +30,9 @@ def forward_gate(lo, hi, kind, a, b, y):  # type: ignore[no-untyped-def]
             out[j] *= up[j]
 
 
-@jit
-def backward_gate(lo, hi, kind, g, a, b, da, db):  # type: ignore[no-untyped-def]
+@inner
+def backward_gate(p, cut, kind, g, a, b, da, db):  # type: ignore[no-untyped-def]
+    lo, hi = len(a) * p // cut, len(a) * (p + 1) // cut
     for start in range(lo, hi, PIECE):
         stop = min(start + PIECE, hi)
         h, up, first, second = g[start:stop], b[start:stop], da[start:stop], db[start:stop]
@@ -41,26 +43,14 @@ def backward_gate(lo, hi, kind, g, a, b, da, db):  # type: ignore[no-untyped-def
             first[j] *= h[j] * up[j]
 
 
-@parallel_jit
+@jit
 def forward_gates(cut, kind, a, b, y):  # type: ignore[no-untyped-def]
-    n = len(a)
-    if cut == 1:
-        forward_gate(np.int64(0), n, kind, a, b, y)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            forward_gate(n * p // cut, n * (p + 1) // cut, kind, a, b, y)
+    share_out(forward_gate, cut, kind, a, b, y)
 
 
-@parallel_jit
+@jit
 def backward_gates(cut, kind, g, a, b, da, db):  # type: ignore[no-untyped-def]
-    n = len(a)
-    if cut == 1:
-        backward_gate(np.int64(0), n, kind, g, a, b, da, db)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            backward_gate(n * p // cut, n * (p + 1) // cut, kind, g, a, b, da, db)
+    share_out(backward_gate, cut, kind, g, a, b, da, db)
 
 
 def gate_reasons(a: Any, b: Any, kind: Any) -> str | None:

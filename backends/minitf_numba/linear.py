@@ -15,10 +15,10 @@ import numpy as np
 from minitf.ops.kernels import Kernel
 
 from .blas import MISSING, gemm
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .runtime import CORES, inner, jit, parts, share_out
 
 
-@jit
+@inner
 def block(ta, tb, a, b, beta, c, row, rows, column, columns):  # type: ignore[no-untyped-def]
     """The block of C = op(A) op(B) + beta C that starts at (row, column)."""
     left = a[:, row:] if ta else a[row:]
@@ -30,13 +30,13 @@ def block(ta, tb, a, b, beta, c, row, rows, column, columns):  # type: ignore[no
     )
 
 
-@jit
+@inner
 def edge(n, p, cut):  # type: ignore[no-untyped-def]
     """Where part p of n begins: a multiple of 16, but for the end."""
     return n if p == cut else n * p // cut // 16 * 16
 
 
-@jit
+@inner
 def fill(c, bias):  # type: ignore[no-untyped-def]
     for i in range(c.shape[0]):
         to = c[i]
@@ -44,19 +44,23 @@ def fill(c, bias):  # type: ignore[no-untyped-def]
             to[j] = bias[j]
 
 
-@parallel_jit
-def product(cut, ta, tb, a, b, bias, c):  # type: ignore[no-untyped-def]
-    """C = op(A) op(B), plus bias in every row where there is one (a vector of length 0: none)."""
+@inner
+def product_part(p, cut, ta, tb, a, b, bias, c):  # type: ignore[no-untyped-def]
     m, n = c.shape
     beta = a.dtype.type(1 if len(bias) else 0)
-    for p in prange(cut):
-        if m >= n:
-            row, rows, column, columns = edge(m, p, cut), edge(m, p + 1, cut) - edge(m, p, cut), 0, n
-        else:
-            row, rows, column, columns = 0, m, edge(n, p, cut), edge(n, p + 1, cut) - edge(n, p, cut)
-        if len(bias):
-            fill(c[row : row + rows, column : column + columns], bias[column : column + columns])
-        block(ta, tb, a, b, beta, c, row, rows, column, columns)
+    if m >= n:
+        row, rows, column, columns = edge(m, p, cut), edge(m, p + 1, cut) - edge(m, p, cut), 0, n
+    else:
+        row, rows, column, columns = 0, m, edge(n, p, cut), edge(n, p + 1, cut) - edge(n, p, cut)
+    if len(bias):
+        fill(c[row : row + rows, column : column + columns], bias[column : column + columns])
+    block(ta, tb, a, b, beta, c, row, rows, column, columns)
+
+
+@jit
+def product(cut, ta, tb, a, b, bias, c):  # type: ignore[no-untyped-def]
+    """C = op(A) op(B), plus bias in every row where there is one (a vector of length 0: none)."""
+    share_out(product_part, cut, ta, tb, a, b, bias, c)
 
 
 @jit

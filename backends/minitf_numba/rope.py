@@ -16,17 +16,17 @@ import numpy as np
 from minitf.ops.kernels import Kernel
 from minitf.ops.rotary import rotation
 
-from .runtime import contiguous, jit, parallel_jit, parts, prange
+from .runtime import contiguous, inner, jit, parts, share_out
 
 
-@jit(fastmath={"contract"})
-def turn_rows(lo, hi, x, cos, sin, outer, places, inner, batched, sign, interleaved, y):  # type: ignore[no-untyped-def]
-    """Rows are counted (outer, places, inner) for one batch after the other."""
+@inner(fastmath={"contract"})
+def turn_rows(p, cut, x, cos, sin, outer, places, within, batched, sign, interleaved, y):  # type: ignore[no-untyped-def]
+    """Rows are counted (outer, places, within) for one batch after the other."""
     half = x.shape[1] // 2
-    for i in range(lo, hi):
-        n = i // inner % places
+    for i in range(len(x) * p // cut, len(x) * (p + 1) // cut):
+        n = i // within % places
         if batched:
-            n += i // (outer * places * inner) * places
+            n += i // (outer * places * within) * places
         row, out, c, s = x[i], y[i], cos[n], sin[n]
         if interleaved:
             for j in range(half):
@@ -40,16 +40,9 @@ def turn_rows(lo, hi, x, cos, sin, outer, places, inner, batched, sign, interlea
                 out[half + j] = a * t + b * c[j]
 
 
-@parallel_jit
-def turn_all(cut, x, cos, sin, outer, places, inner, batched, sign, interleaved, y):  # type: ignore[no-untyped-def]
-    n = len(x)
-    if cut == 1:
-        turn_rows(np.int64(0), n, x, cos, sin, outer, places, inner, batched, sign, interleaved, y)
-    else:
-        for part in prange(cut):
-            p = np.int64(part)
-            lo, hi = n * p // cut, n * (p + 1) // cut
-            turn_rows(lo, hi, x, cos, sin, outer, places, inner, batched, sign, interleaved, y)
+@jit
+def turn_all(cut, x, cos, sin, outer, places, within, batched, sign, interleaved, y):  # type: ignore[no-untyped-def]
+    share_out(turn_rows, cut, x, cos, sin, outer, places, within, batched, sign, interleaved, y)
 
 
 def turned(x: Any, cos: Any, sin: Any, batched: bool, sign: int, interleaved: bool) -> Any:
@@ -58,10 +51,10 @@ def turned(x: Any, cos: Any, sin: Any, batched: bool, sign: int, interleaved: bo
     swapped = x.transpose(0, 2, 1, 3)
     as_split = not x.flags.carray and swapped.flags.carray
     rows = (swapped if as_split else contiguous(x)).reshape(-1, x.shape[-1])
-    outer, inner = (1, heads) if as_split else (heads, 1)
+    outer, within = (1, heads) if as_split else (heads, 1)
     y = np.empty_like(rows)
     turn_all(
-        parts(len(rows), 3 * rows.size), rows, cos, sin, outer, places, inner, batched,
+        parts(len(rows), 3 * rows.size), rows, cos, sin, outer, places, within, batched,
         x.dtype.type(sign), interleaved, y,
     )  # fmt: skip
     return y.reshape(swapped.shape).transpose(0, 2, 1, 3) if as_split else y.reshape(x.shape)

@@ -31,6 +31,9 @@ PASSES = dict.fromkeys(
     ("comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"), False
 )
 
+# Options of functions that only compiled code calls.
+LINKED: Any = {"pipeline_class": LinkedCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
 
 def parts(count: int, work: int, most: int = 4 * CORES) -> int:
     """Into how many parts to cut `count` items that cost `work` elementary operations together."""
@@ -49,8 +52,7 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 def inner(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a function that only compiled code calls, as a part of each function that does."""
-    wrappers = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return _compiler(function, {"pipeline_class": LinkedCompiler, **wrappers, **options})
+    return _compiler(function, {**LINKED, **options})
 
 
 def parallel_jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:

@@ -24,7 +24,7 @@ from numba.extending import overload
 
 from minitf.ops.elementwise import ERF_P, ERF_Q, ERFC_P, ERFC_Q
 
-from .runtime import jit
+from .runtime import LINKED, inner
 
 LOG2E = 1.4426950408889634
 
@@ -32,7 +32,7 @@ LOG2E = 1.4426950408889634
 f, i = np.float32, np.int32
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def reduced32(x):  # type: ignore[no-untyped-def]
     """n, r and (p(r) - 1) / r."""
     n = np.floor(x * f(LOG2E) + f(0.5))
@@ -48,7 +48,7 @@ def reduced32(x):  # type: ignore[no-untyped-def]
     return n, r, p
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def exp32(x):  # type: ignore[no-untyped-def]
     y = f(-87.0) if x < f(-87.0) else x
     y = f(89.0) if y > f(89.0) else y
@@ -65,7 +65,7 @@ def exp32(x):  # type: ignore[no-untyped-def]
 d, j = np.float64, np.int64
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def reduced64(x):  # type: ignore[no-untyped-def]
     """n, r and (p(r) - 1) / r."""
     n = np.floor(x * LOG2E + 0.5)
@@ -88,7 +88,7 @@ def reduced64(x):  # type: ignore[no-untyped-def]
     return n, r, p
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def exp64(x):  # type: ignore[no-untyped-def]
     y = -708.0 if x < -708.0 else x
     y = 710.0 if y > 710.0 else y
@@ -105,14 +105,14 @@ def exp(x):  # type: ignore[no-untyped-def]
     raise NotImplementedError("only in compiled code")
 
 
-@overload(exp)  # type: ignore[untyped-decorator]
+@overload(exp, jit_options=LINKED)  # type: ignore[untyped-decorator]
 def exp_of(x):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x: exp32(x)
     return lambda x: exp64(x)
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def erf32(x):  # type: ignore[no-untyped-def]
     y = f(4.0) if x > f(4.0) else x
     y = f(-4.0) if y < f(-4.0) else y
@@ -135,7 +135,7 @@ def erf32(x):  # type: ignore[no-untyped-def]
     return f(-1.0) if y < f(-3.92) else r
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def erf64(x):  # type: ignore[no-untyped-def]
     size = abs(x)
     z = min(size, 0.46875)
@@ -159,19 +159,19 @@ def erf(x):  # type: ignore[no-untyped-def]
     raise NotImplementedError("only in compiled code")
 
 
-@overload(erf)  # type: ignore[untyped-decorator]
+@overload(erf, jit_options=LINKED)  # type: ignore[untyped-decorator]
 def erf_of(x):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x: erf32(x)
     return lambda x: erf64(x)
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def sigmoid32(x):  # type: ignore[no-untyped-def]
     return f(1.0) / (f(1.0) + exp32(-x))
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def sigmoid64(x):  # type: ignore[no-untyped-def]
     return 1.0 / (1.0 + exp64(-x))
 
@@ -180,28 +180,28 @@ def sigmoid(x):  # type: ignore[no-untyped-def]
     raise NotImplementedError("only in compiled code")
 
 
-@overload(sigmoid)  # type: ignore[untyped-decorator]
+@overload(sigmoid, jit_options=LINKED)  # type: ignore[untyped-decorator]
 def sigmoid_of(x):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x: sigmoid32(x)
     return lambda x: sigmoid64(x)
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def expm1_32(x):  # type: ignore[no-untyped-def]
     n, r, p = reduced32(x)
     two = i((i(n) + i(127)) << i(23)).view(f)
     return two * (p * r) + (two - f(1.0))
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def expm1_64(x):  # type: ignore[no-untyped-def]
     n, r, p = reduced64(x)
     two = j((j(i(n)) + j(1023)) << j(52)).view(d)
     return two * (p * r) + (two - 1.0)
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def tanh32(x):  # type: ignore[no-untyped-def]
     y = abs(x)
     y = f(10.0) if y > f(10.0) else y
@@ -210,7 +210,7 @@ def tanh32(x):  # type: ignore[no-untyped-def]
     return -t if x < f(0.0) else t
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def tanh64(x):  # type: ignore[no-untyped-def]
     y = abs(x)
     y = 20.0 if y > 20.0 else y
@@ -224,7 +224,7 @@ def tanh(x):  # type: ignore[no-untyped-def]
     raise NotImplementedError("only in compiled code")
 
 
-@overload(tanh)  # type: ignore[untyped-decorator]
+@overload(tanh, jit_options=LINKED)  # type: ignore[untyped-decorator]
 def tanh_of(x):  # type: ignore[no-untyped-def]
     if x == types.float32:
         return lambda x: tanh32(x)

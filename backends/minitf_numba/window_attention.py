@@ -23,11 +23,11 @@ from minitf.ops.kernels import Kernel
 from minitf.ops.sparse_attention import checked_windows
 
 from .blas import MISSING, gemm
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .runtime import CORES, inner, jit, parts, share_out
 from .sparse_tiles import gather, plain, slopes, soften
 
 
-@jit
+@inner
 def cells_of(w, across, sizes, cells, places):  # type: ignore[no-untyped-def]
     """The cells of window w of a grid that has `across` windows side by side, their places, and how many."""
     rows, columns, height, width, top, left = sizes
@@ -40,7 +40,7 @@ def cells_of(w, across, sizes, cells, places):  # type: ignore[no-untyped-def]
     return count
 
 
-@jit
+@inner
 def scatter(tile, cells, count, table):  # type: ignore[no-untyped-def]
     for i in range(count):
         source, target = tile[i], table[cells[i]]
@@ -48,7 +48,7 @@ def scatter(tile, cells, count, table):  # type: ignore[no-untyped-def]
             target[x] = source[x]
 
 
-@jit
+@inner
 def biased(s, count, places, bias):  # type: ignore[no-untyped-def]
     """S += bias of the places, keys x queries. bias of length 0: none."""
     if count == len(bias):
@@ -63,7 +63,7 @@ def biased(s, count, places, bias):  # type: ignore[no-untyped-def]
                 row[r] += more[places[r]]
 
 
-@jit
+@inner
 def collected(ds, count, places, dbias):  # type: ignore[no-untyped-def]
     """dbias of the places += D."""
     if count == len(dbias):
@@ -78,7 +78,7 @@ def collected(ds, count, places, dbias):  # type: ignore[no-untyped-def]
                 total[places[r]] += row[r]
 
 
-@jit
+@inner
 def cut_up(scratch, n, d, dv):  # type: ignore[no-untyped-def]
     """Four tiles (n, d), three (n, dv), two of scores (n, n), and four rows of n."""
     a, b = 4 * n * d, 3 * n * dv
@@ -90,7 +90,7 @@ def cut_up(scratch, n, d, dv):  # type: ignore[no-untyped-def]
     )
 
 
-@jit
+@inner
 def forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots, scratch):  # type: ignore[no-untyped-def]
     """The windows of unit u: a part of those of one head."""
     batch, heads, pieces, windows, across = counts
@@ -121,7 +121,7 @@ def forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, s
                 target[x] = ot[i, x] * inverse
 
 
-@jit
+@inner
 def backward_windows(  # type: ignore[no-untyped-def]
     u, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias, spots, scratch
 ):
@@ -160,32 +160,36 @@ def backward_windows(  # type: ignore[no-untyped-def]
         scatter(dvt, cells, m, dv[b, h])
 
 
-@parallel_jit
-def forward_all(serial, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots, scratch):  # type: ignore[no-untyped-def]
-    if serial:
-        for u in range(len(spots)):
-            forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots[u], scratch[u])
-    else:
-        for u in prange(len(spots)):
-            forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots[u], scratch[u])
+@inner
+def some_forward(p, cut, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots, scratch):  # type: ignore[no-untyped-def]
+    for u in range(len(spots) * p // cut, len(spots) * (p + 1) // cut):
+        forward_windows(u, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots[u], scratch[u])
 
 
-@parallel_jit
-def backward_all(  # type: ignore[no-untyped-def]
-    serial, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias, spots, scratch
+@jit
+def forward_all(cut, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots, scratch):  # type: ignore[no-untyped-def]
+    share_out(some_forward, cut, q, k, v, bias, sizes, counts, scale, o, tops, inverses, spots, scratch)
+
+
+@inner
+def some_backward(  # type: ignore[no-untyped-def]
+    p, cut, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias, spots, scratch
 ):
-    if serial:
-        for u in range(len(spots)):
-            backward_windows(
-                u, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias[u], spots[u],
-                scratch[u],
-            )  # fmt: skip
-    else:
-        for u in prange(len(spots)):
-            backward_windows(
-                u, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias[u], spots[u],
-                scratch[u],
-            )  # fmt: skip
+    for u in range(len(spots) * p // cut, len(spots) * (p + 1) // cut):
+        backward_windows(
+            u, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias[u], spots[u],
+            scratch[u],
+        )  # fmt: skip
+
+
+@jit
+def backward_all(  # type: ignore[no-untyped-def]
+    cut, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias, spots, scratch
+):
+    share_out(
+        some_backward, cut, g, q, k, v, bias, sizes, counts, scale, o, tops, inverses, dq, dk, dv, dbias,
+        spots, scratch,
+    )  # fmt: skip
 
 
 def supports(q: Any, k: Any, v: Any, window: Any, bias: Any, shift: Any, scale: Any) -> str | None:
@@ -224,20 +228,20 @@ def forward(
     factor = q.dtype.type(1.0 / math.sqrt(d) if scale is None else scale)
     o = np.empty((batch, heads, rows * columns, dv), q.dtype)
     tops, inverses = np.empty((2, batch, heads, rows * columns), q.dtype)
-    serial = parts(heads * pieces, work) == 1
+    cut = 1 if parts(heads * pieces, work) == 1 else heads * pieces
     kept = (q, k, v, by_key, sizes, counts, factor, o, tops, inverses)
-    forward_all(serial, *kept, *memory(heads * pieces, n, d, dv, q.dtype))
-    return o.reshape(batch, heads, rows, columns, dv), (kept, serial, bias is not None)
+    forward_all(cut, *kept, *memory(heads * pieces, n, d, dv, q.dtype))
+    return o.reshape(batch, heads, rows, columns, dv), (kept, cut, bias is not None)
 
 
 def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:
-    kept, serial, biased = residuals
+    kept, cut, biased = residuals
     q, k, v, by_key, (rows, columns, height, width, _, _), (_, heads, pieces, _, _) = kept[:6]
     units, n = heads * pieces, height * width
     dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
     dbias = np.zeros((units, *by_key.shape[1:]), q.dtype)
     backward_all(
-        serial, plain(g).reshape(v.shape), *kept, dq, dk, dv, dbias,
+        cut, plain(g).reshape(v.shape), *kept, dq, dk, dv, dbias,
         *memory(units, n, q.shape[3], v.shape[3], q.dtype),
     )  # fmt: skip
     grids = [x.reshape(*x.shape[:2], rows, columns, x.shape[3]) for x in (dq, dk, dv)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import tracemalloc
 from typing import Any
 
@@ -60,6 +61,28 @@ def test_what_split_heads_gives_comes_back_in_its_layout() -> None:
     o, residuals = kernel.forward(*x, *NONE.values())
     for a in (o, *kernel.vjp(residuals, o)[:3]):
         assert a.shape == (2, 4, 40, 8) and a.transpose(0, 2, 1, 3).flags.c_contiguous
+
+
+@pytest.mark.parametrize("rows", [64, 128, 256])
+@pytest.mark.parametrize(
+    "options", [{"causal": True}, {"causal": True, "window": 100}], ids=["causal", "window"]
+)
+def test_tiles_of_every_height(rows: int, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads, tokens and cores choose the height; each is right, at its edge and in its strips."""
+    for module in ("attention", "attention_backward"):
+        there = importlib.import_module(f"minitf_numba.{module}")
+        monkeypatch.setattr(there, "height", lambda heads, n: min(rows, n))
+    for n in (65, 129, 257, 300):
+        o, grads = run(n, **options)
+        x = np.random.default_rng(0).standard_normal((3, 1, 2, n, 16), dtype=np.float32).astype(np.float64)
+        q, k, v = (mt.tensor(a, requires_grad=True) for a in x)
+        with mt.use("reference"):
+            plain = ops.softmax_attention(q, k, v, **options)
+            plain.sum().backward()
+        for ours, right in zip((o, *grads), (plain, q.grad, k.grad, v.grad), strict=False):
+            assert right is not None
+            error = np.max(np.abs(ours - right.numpy()))
+            assert error <= 1e-5, f"{rows} rows, {n} tokens: {error}"
 
 
 @pytest.mark.parametrize(

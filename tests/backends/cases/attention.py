@@ -88,6 +88,9 @@ def attention_cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, A
     hole[1, 0, 1] = False
     yield "few queries, masked", case(2, 1024, b=2, mask=hole, softcap=2.0, bias=rng.standard_normal(1024))
     yield "few queries, window", case(2, 1300, causal=True, window=100)
+    yield "few queries, wide heads", case(2, 1031, d=21, dv=43)
+    yield "one query, long cache", case(1, 8203, d=40, dv=18, causal=True)
+    yield "one query, long cache, window", case(1, 8203, d=8, causal=True, window=5000)
 
 
 CASES = {"softmax_attention": attention_cases, "attention_with_logsumexp": attention_cases}

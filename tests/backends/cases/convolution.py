@@ -1,4 +1,4 @@
-"""Depthwise convolutions: taps one by one and past four, grids around a tile (8 x 64), channels around 64."""
+"""Depthwise convolutions: taps up to eight, grids around a tile (256; 8 x 64), channels around a vector."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
 
     for taps in (1, 2, 3, 4, 5, 8):
         yield f"{taps} taps", case((2, 9, 3), (taps,), padding="causal")
-    for tokens in (1, 3, 4, 5, 63, 64, 65, 130):
+    for tokens in (1, 3, 4, 5, 255, 256, 257, 515):
         yield f"{tokens} tokens", case((1, tokens, 2), (4,), bias=False, padding="causal")
-    for channels in (1, 7, 8, 63, 64, 65):
+    for channels in (1, 7, 8, 9, 15, 16, 17, 48):
         yield f"{channels} channels", case((2, 6, channels), (4,), padding="same")
     yield "no padding", case((2, 11, 5), (4,))
     yield "one place left", case((1, 4, 3), (4,))
@@ -34,6 +34,8 @@ def cases(rng: np.random.Generator) -> Iterator[tuple[str, dict[str, Any]]]:
     for high in (1, 7, 8, 9):
         yield f"grid of {high} rows", case((1, high, 5, 3), (3, 3), padding="same")
     yield "grid, seven by seven", case((2, 14, 15, 3), (7, 7), padding="same")
+    for wide in (63, 64, 65):
+        yield f"grid of {wide} columns", case((1, 2, wide, 17), (2, 3), padding="same")
     yield "grid, other sizes", case((1, 9, 66, 2), (2, 5), padding=(1, 0), bias=False)
     yield "grid, dilated", case((1, 9, 12, 3), (3, 2), padding=(2, 1), dilation=(2, 3))
     yield "grid, causal", case((1, 5, 6, 2), (2, 3), padding="causal")
