@@ -17,7 +17,7 @@ from .gated_scan_lanes import BYTES, add, fma, load, mul, negative, spread, stor
 from .runtime import CORES, inner, parallel_jit, parts, prange
 from .vector import exp
 
-# Tokens between two fresh starts of the gradient of g.
+# Tokens between two states that the gated scan keeps, and between two fresh starts of the gradient of g.
 SPAN = 128
 
 

@@ -43,8 +43,21 @@ def test_equal_to_the_definition(name, i, dtype):
     check_kernel(name, "numba", arguments(name, i), dtype)
 
 
+@pytest.fixture
+def many_parts(monkeypatch):
+    """Small cases, too, are cut into parts."""
+    from minitf_numba import runtime
+
+    monkeypatch.setattr(runtime, "SERIAL", 2)
+
+
 @pytest.mark.parametrize(("name", "i"), list(every_case()))
-def test_threads_change_no_bit(name, i):
+def test_equal_in_many_parts(name, i, many_parts):
+    check_kernel(name, "numba", arguments(name, i), "float32")
+
+
+@pytest.mark.parametrize(("name", "i"), list(every_case()))
+def test_threads_change_no_bit(name, i, many_parts):
     import numba
 
     found = []
