@@ -7,12 +7,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.util import find_spec
 
 from .measure import BenchError, Row, compared
 
 PLAIN = "import numpy"
 IMPORT = "import minitf"
+KERNEL = """
+import numpy as np, minitf as mt
+with mt.use("{mode}"):
+    mt.ops.rms_norm(np.ones((8, 32), "float32"), np.ones(32, "float32"))
+"""
 # One training step of a small GPT like those of `training`: every kernel of its path, float32.
 STEP = """
 import numpy as np, minitf as mt
@@ -28,7 +34,7 @@ with mt.use("{mode}"):
 
 
 def startup(repetitions: int = 15) -> list[Row]:
-    """Seconds of new Python processes: imports, and a first training step with kernels kept on disk.
+    """Seconds of new Python processes: imports, a first kernel, a first training step; kernels are on disk.
 
     The last case compiles every kernel of the training path anew, once.
     """
@@ -37,11 +43,9 @@ def startup(repetitions: int = 15) -> list[Row]:
     rows = compared("startup", "import", runs, few, "s", 1.0)
     if find_spec("numba") is None:
         return rows
-    warm = {
-        "minitf": lambda: python(STEP.format(mode="numba")),
-        "minitf, plain": lambda: python(STEP.format(mode="reference")),
-    }
-    rows += compared("startup", "import and first step", warm, few, "s", 1.0)
+    for case, code in (("import and first kernel", KERNEL), ("import and first step", STEP)):
+        kernels, plain = (partial(python, code.format(mode=mode)) for mode in ("numba", "reference"))
+        rows += compared("startup", case, {"minitf": kernels, "minitf, plain": plain}, few, "s", 1.0)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         python(STEP.format(mode="numba"), {"NUMBA_CACHE_DIR": folder})
