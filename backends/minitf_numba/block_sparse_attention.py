@@ -31,45 +31,27 @@ from minitf.ops.sparse_attention import REPEATS, checked_blocks
 
 from .blas import MISSING
 from .block_sparse_rows import QUERIES, backward_rows, forward_rows
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .runtime import CORES, jit, parts, share_out
 from .sparse_tiles import plain
 
 KEYS = 128
 
 
-@parallel_jit
-def forward_all(bounds, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, keys, scratch):  # type: ignore[no-untyped-def]
-    if len(keys) == 1:
-        forward_rows(
-            bounds[0], bounds[1], q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, keys[0],
-            scratch[0],
-        )  # fmt: skip
-    else:
-        for p in prange(len(keys)):
-            forward_rows(
-                bounds[p], bounds[p + 1], q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses,
-                keys[p], scratch[p],
-            )  # fmt: skip
+@jit
+def forward_all(cut, bounds, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, memory):  # type: ignore[no-untyped-def]
+    share_out(
+        forward_rows, cut, bounds, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, memory
+    )
 
 
-@parallel_jit
+@jit
 def backward_all(  # type: ignore[no-untyped-def]
-    bounds, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq, dk, dv, keys, scratch
+    cut, bounds, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq, dk, dv, memory
 ):
-    units, cut = len(bounds) - 1, len(keys)
-    if cut == 1:
-        for u in range(units):
-            backward_rows(
-                bounds[u], bounds[u + 1], g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses,
-                dq, dk[u], dv[u], keys[0], scratch[0],
-            )  # fmt: skip
-    else:
-        for p in prange(cut):
-            for u in range(units * p // cut, units * (p + 1) // cut):
-                backward_rows(
-                    bounds[u], bounds[u + 1], g, q, k, v, indptr, indices, sizes, mask, scale, o, tops,
-                    inverses, dq, dk[u], dv[u], keys[p], scratch[p],
-                )  # fmt: skip
+    share_out(
+        backward_rows, cut, bounds, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq,
+        dk, dv, memory,
+    )  # fmt: skip
 
 
 @jit
@@ -95,11 +77,11 @@ def full_mask(mask: Any) -> Any:
     return plain(mask[tuple(slice(0, 1) if step == 0 else slice(None) for step in mask.strides)])
 
 
-def memory(cut: int, q: Any, v: Any, sizes: tuple[int, int, int]) -> tuple[Any, Any]:
-    """For every part the places of the keys of a tile, and the numbers that `cut_up` cuts up."""
+def memory(cut: int, q: Any, v: Any, sizes: tuple[int, int, int]) -> tuple[Any, ...]:
+    """For every part: the places of the keys of a tile, the keys, the values, two tiles of scores, 4 rows."""
     room, step = max(KEYS, min(sizes[1], v.shape[2])), min(sizes[0], QUERIES, q.shape[2])
-    numbers = room * (q.shape[3] + v.shape[3] + 2 * step) + 4 * step
-    return np.empty((cut, room), np.int64), np.empty((cut, numbers), q.dtype)
+    shapes = (room, q.shape[3]), (room, v.shape[3]), (2, room, step), (4, step)
+    return np.empty((cut, room), np.int64), *(np.empty((cut, *shape), q.dtype) for shape in shapes)
 
 
 def supports(
@@ -150,10 +132,9 @@ def forward(
     work = int(cost[-1]) * min(block_q, nq) * min(block_k, nk) * (d + v.shape[3]) // 8
     share = parts(len(cost) - 1, work)
     bounds = np.searchsorted(cost, np.arange(share + 1) * cost[-1] // share)
-    forward_all(
-        bounds, q, k, v, indptr, indices, sizes, shown, factor, o, tops, inverses, *memory(share, q, v, sizes)
-    )
-    return o, (q, k, v, indptr, indices, sizes, shown, factor, o, tops, inverses, cost, work)
+    kept = (q, k, v, indptr, indices, sizes, shown, factor, o, tops, inverses)
+    forward_all(share, bounds, *kept, memory(share, q, v, sizes))
+    return o, (*kept, cost, work)
 
 
 def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:
@@ -169,7 +150,7 @@ def vjp(residuals: Any, g: Any) -> tuple[Any, ...]:
     dq = np.empty_like(q)
     dk, dv = (np.zeros((heads * pieces, *x.shape[2:]), q.dtype) for x in (k, v))
     cut = parts(heads * pieces, work)
-    backward_all(bounds, plain(g), *kept, dq, dk, dv, *memory(cut, q, v, kept[5]))
+    backward_all(cut, bounds, plain(g), *kept, dq, dk, dv, memory(cut, q, v, kept[5]))
     dk, dv = (x.reshape(heads, pieces, -1).sum(1) if pieces > 1 else x for x in (dk, dv))
     return dq, dk.reshape(k.shape), dv.reshape(v.shape), *(None,) * 7
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from .blas import gemm
-from .runtime import jit
+from .runtime import inner
 from .sparse_tiles import gather, scatter_add, slopes, soften
 
 # Queries that are worked on together.
 QUERIES = 64
 
 
-@jit
+@inner
 def next_tile(indices, p, end, block, bound, room, keys):  # type: ignore[no-untyped-def]
     """Write into `keys` those below `bound` of the next listed blocks that fit into `room`.
 
@@ -34,7 +34,7 @@ def next_tile(indices, p, end, block, bound, room, keys):  # type: ignore[no-unt
     return p, count, together
 
 
-@jit
+@inner
 def hide(s, keys, count, first, m, ahead, mask):  # type: ignore[no-untyped-def]
     """-inf where key j > i + ahead, or where mask (Nq or 1, Nk or 1) is false; query i = first + r."""
     for c in range(count):
@@ -48,12 +48,12 @@ def hide(s, keys, count, first, m, ahead, mask):  # type: ignore[no-untyped-def]
                     s[c, r] = -np.inf
 
 
-@jit
+@inner
 def layer_of(mask, b, h):  # type: ignore[no-untyped-def]
     return mask[b if mask.shape[0] > 1 else 0, h if mask.shape[1] > 1 else 0]
 
 
-@jit
+@inner
 def place_of(row, blocks, heads, indptr):  # type: ignore[no-untyped-def]
     """Batch, head and query block of a row, and where its list begins and ends."""
     i, h, b = row % blocks, row // blocks % heads, row // blocks // heads
@@ -61,39 +61,35 @@ def place_of(row, blocks, heads, indptr):  # type: ignore[no-untyped-def]
     return b, h, i, line[i], line[i + 1]
 
 
-@jit
-def cut_up(scratch, room, step, d, dv):  # type: ignore[no-untyped-def]
-    """Tiles of keys (room, d), of values (room, dv), two of scores (room, step), and four rows of step."""
-    a, b, c = room * d, room * dv, room * step
-    return (
-        scratch[:a].reshape(room, d), scratch[a : a + b].reshape(room, dv),
-        scratch[a + b : a + b + c].reshape(room, step),
-        scratch[a + b + c : a + b + 2 * c].reshape(room, step),
-        scratch[a + b + 2 * c : a + b + 2 * c + 4 * step].reshape(4, step),
-    )  # fmt: skip
+@inner
+def clear(row, count, value):  # type: ignore[no-untyped-def]
+    for r in range(count):
+        row[r] = value
 
 
-@jit
-def forward_rows(lo, hi, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, keys, scratch):  # type: ignore[no-untyped-def]
+@inner
+def forward_rows(p, cut, bounds, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, memory):  # type: ignore[no-untyped-def]
+    keys, k_tile, v_tile, s, rows = memory[0][p], memory[1][p], memory[2][p], memory[3][p, 0], memory[4][p]
     block_q, block_k, ahead = sizes
     heads, nq, d = q.shape[1:]
     nk, dv = v.shape[2:]
     group, blocks = heads // k.shape[1], indptr.shape[2] - 1
     one, zero = q.dtype.type(1), q.dtype.type(0)
     room, step = len(keys), min(block_q, QUERIES, nq)
-    k_tile, v_tile, s, _, rows = cut_up(scratch, room, step, d, dv)
     top, base, total, factor = rows[0], rows[1], rows[2], rows[3]
-    for row in range(lo, hi):
+    for row in range(bounds[p], bounds[p + 1]):
         b, h, i, begin, end = place_of(row, blocks, heads, indptr)
         kb, vb, shown = k[b, h // group], v[b, h // group], layer_of(mask, b, h)
         stop = min((i + 1) * block_q, nq)
         for first in range(i * block_q, stop, step):
-            m, p = min(step, stop - first), begin
+            m, at = min(step, stop - first), begin
             qb, ob = q[b, h, first:], o[b, h, first:]
-            top[:m], total[:m], base[:m], ob[:m] = -np.inf, zero, zero, zero
+            for r in range(m):
+                top[r], total[r], base[r] = -np.inf, zero, zero
+                clear(ob[r], dv, zero)
             while True:
-                p, count, together = next_tile(
-                    indices, p, end, block_k, min(nk, first + m + ahead), room, keys
+                at, count, together = next_tile(
+                    indices, at, end, block_k, min(nk, first + m + ahead), room, keys
                 )
                 if count == 0:
                     break
@@ -118,35 +114,39 @@ def forward_rows(lo, hi, q, k, v, indptr, indices, sizes, mask, scale, o, tops, 
                     ob[r, x] *= inverse
 
 
-@jit
+@inner
 def backward_rows(  # type: ignore[no-untyped-def]
-    lo, hi, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq, dk, dv, keys, scratch
+    p, cut, bounds, g, q, k, v, indptr, indices, sizes, mask, scale, o, tops, inverses, dq, dks, dvs, memory
 ):
-    """Rows of one head of k; dk (Nk, d) and dv (Nk, dv) are added to."""
+    """The rows of some units; dks (units, Nk, d) and dvs (units, Nk, dv) are added to."""
+    keys, k_tile, v_tile = memory[0][p], memory[1][p], memory[2][p]
+    s, ds, delta = memory[3][p, 0], memory[3][p, 1], memory[4][p, 0]
     block_q, block_k, ahead = sizes
     heads, nq, d = q.shape[1:]
     nk, wide = v.shape[2:]
     group, blocks = heads // k.shape[1], indptr.shape[2] - 1
     one, zero = q.dtype.type(1), q.dtype.type(0)
     room, step = len(keys), min(block_q, QUERIES, nq)
-    k_tile, v_tile, s, ds, rows = cut_up(scratch, room, step, d, wide)
-    delta = rows[0]
-    for row in range(lo, hi):
+    u, last = len(dks) * p // cut, len(dks) * (p + 1) // cut
+    for row in range(bounds[u], bounds[last]):
+        while row >= bounds[u + 1]:
+            u += 1
+        dk, dv = dks[u], dvs[u]
         b, h, i, begin, end = place_of(row, blocks, heads, indptr)
         kb, vb, shown = k[b, h // group], v[b, h // group], layer_of(mask, b, h)
         stop = min((i + 1) * block_q, nq)
         for first in range(i * block_q, stop, step):
-            m, p = min(step, stop - first), begin
+            m, at = min(step, stop - first), begin
             qb, ob, gb, dqb = q[b, h, first:], o[b, h, first:], g[b, h, first:], dq[b, h, first:]
             top, inverse = tops[b, h, first:], inverses[b, h, first:]
-            dqb[:m] = zero
             for r in range(m):
+                clear(dqb[r], d, zero)
                 delta[r] = zero
                 for x in range(wide):
                     delta[r] += gb[r, x] * ob[r, x]
             while True:
-                p, count, together = next_tile(
-                    indices, p, end, block_k, min(nk, first + m + ahead), room, keys
+                at, count, together = next_tile(
+                    indices, at, end, block_k, min(nk, first + m + ahead), room, keys
                 )
                 if count == 0:
                     break

@@ -23,7 +23,7 @@ from minitf.ops.kernels import Kernel
 from minitf.ops.windows import as_tuple, margins
 
 from .convolution_tiles import correlate, products
-from .gated_scan_lanes import BYTES
+from .lanes import BYTES
 from .runtime import contiguous, parts
 
 # Outputs of a tile, down and across: over one axis, and over two.

@@ -6,7 +6,7 @@ part has room of its own: `near` for the inputs of a tile, `here` for its gradie
 
 from __future__ import annotations
 
-from .gated_scan_lanes import add, fma, lanes, load, store, zeros
+from .lanes import add, fma, lanes, load, store, zeros
 from .runtime import inner, jit, share_out
 
 

@@ -9,7 +9,7 @@ o = o / z,   lse = m + log z
 
 Memory gives a core more when it reads at several places at once: the keys j, j + n / 4, j + n / 2 and
 j + 3 n / 4 of a chunk of n are multiplied side by side, and the values likewise, with vectors in registers
-(gated_scan_lanes.py): the fewer instructions for a key, the more keys are on their way from memory.
+(lanes.py): the fewer instructions for a key, the more keys are on their way from memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .attention_tiles import adjust, cap, clear, exponentials, largest, memory, ranges
-from .gated_scan_lanes import add, fma, lanes, load, mul, spread, store, total, zeros
+from .lanes import add, fma, lanes, load, mul, spread, store, total, zeros
 from .runtime import CORES, inner, jit, parts, share_out
 from .vector import exp
 

@@ -25,13 +25,24 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .delta_rule_backward import backward_head, erasers
-from .gated_scan_lanes import BYTES, add, fma, load, mul, spread, store, zeros
-from .gated_scan_shared import SPAN, Sizes, decayed, edge, of, panel, reasons, summed, unpanel
-from .runtime import inner, parallel_jit, prange
+from .delta_rule_backward import erasers, some_backward
+from .gated_scan_shared import (
+    SPAN,
+    Sizes,
+    decayed,
+    decays_of_heads,
+    edge,
+    of,
+    panel,
+    reasons,
+    summed,
+    unpanel,
+)
+from .lanes import BYTES, add, fma, load, mul, spread, store, zeros
+from .runtime import inner, jit, share_out
 
 
-@inner()
+@inner
 def forward_head(n, dk, dv, first, last, across, along, q, k, v, beta, a, s, o, e, erase):  # type: ignore[no-untyped-def]
     """Columns first .. last of one head. The decay of token t and row c is a[t * across + c * along]."""
     lanes = BYTES // v.itemsize
@@ -58,52 +69,35 @@ def forward_head(n, dk, dv, first, last, across, along, q, k, v, beta, a, s, o, 
                 w = add(w0, w1)
 
 
-@parallel_jit
-def forward_all(cut, groups, n, dk, dv, along, q, k, v, beta, a, s, o, e, erase):  # type: ignore[no-untyped-def]
+@inner
+def some_forward(p, cut, groups, n, dk, dv, along, q, k, v, beta, a, s, o, e, erase):  # type: ignore[no-untyped-def]
     count, lanes = len(q) * groups, BYTES // v.itemsize
     across = dk if along else 1
-    for p in prange(cut):
-        for i in range(count * p // cut, count * (p + 1) // cut):
-            h, m = i // groups, i % groups
-            first, last, ah = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups), of(a, h)
-            erasers(n, dk, across, along, k[h], ah, erase[p])
-            forward_head(
-                n,
-                dk,
-                dv,
-                first,
-                last,
-                across,
-                along,
-                q[h],
-                k[h],
-                v[h],
-                beta[h],
-                ah,
-                s[h],
-                o[h],
-                e[h],
-                erase[p],
-            )
+    for i in range(count * p // cut, count * (p + 1) // cut):
+        h, m = i // groups, i % groups
+        first, last, ah = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups), of(a, h)
+        erasers(n, dk, across, along, k[h], ah, erase[p])
+        forward_head(
+            n, dk, dv, first, last, across, along, q[h], k[h], v[h], beta[h], ah, s[h], o[h], e[h], erase[p]
+        )
 
 
-@parallel_jit
+@jit
+def forward_all(cut, groups, n, dk, dv, along, q, k, v, beta, g, a, s, o, e, erase):  # type: ignore[no-untyped-def]
+    if g is not None:
+        share_out(decays_of_heads, cut, n, g, a)
+    share_out(some_forward, cut, groups, n, dk, dv, along, q, k, v, beta, a, s, o, e, erase)
+
+
+@jit
 def backward_all(  # type: ignore[no-untyped-def]
     cut, groups, n, dk, dv, along, q, k, beta, a, e, s, do, d,
     dq, dk_, dv_, dbeta, dg, erase, u, less, kept, turned, x,
 ):  # fmt: skip
-    count, lanes = len(q) * groups, BYTES // e.itemsize
-    across = dk if along else 1
-    for p in prange(cut):
-        for i in range(count * p // cut, count * (p + 1) // cut):
-            h, m = i // groups, i % groups
-            first, last = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups)
-            backward_head(
-                n, dk, dv, first, last, across, along,
-                q[h], k[h], beta[h], of(a, h), e[h], s[h], do[h], d[h],
-                dq[m, h], dk_[m, h], dv_[h], dbeta[m, h], dg[m, h],
-                erase[p], u[p], less[p], kept[p], turned[p, 0], x[p],
-            )  # fmt: skip
+    share_out(
+        some_backward, cut, groups, n, dk, dv, along, q, k, beta, a, e, s, do, d,
+        dq, dk_, dv_, dbeta, dg, erase, u, less, kept, turned, x,
+    )  # fmt: skip
 
 
 def supports(q: Any, k: Any, v: Any, beta: Any, g: Any, state: Any, chunk: Any) -> str | None:
@@ -116,12 +110,14 @@ def supports(q: Any, k: Any, v: Any, beta: Any, g: Any, state: Any, chunk: Any) 
 
 def forward(q: Any, k: Any, v: Any, beta: Any, g: Any, state: Any, chunk: int) -> tuple[Any, Any]:
     size = Sizes(q, v)
-    a, along = size.decays(g)
+    gates, a, along = size.decays(g)
     qp, kp, vp, bp = size.keys(q), size.keys(k), size.values(v), panel(beta, size.n, 1)
     last = size.state(state, v)
     o, e, first = np.empty_like(vp), np.empty_like(vp), last.copy()
     erase = np.empty((size.cut, (size.n + 1) * size.dk), v.dtype)
-    forward_all(size.cut, size.groups, size.n, size.dk, size.dv, along, qp, kp, vp, bp, a, last, o, e, erase)
+    forward_all(
+        size.cut, size.groups, size.n, size.dk, size.dv, along, qp, kp, vp, bp, gates, a, last, o, e, erase
+    )
     shape_s = (*q.shape[:2], q.shape[3], v.shape[3])
     out = unpanel(o, size.n, size.dv, v.shape), unpanel(last, size.dk, size.dv, shape_s)
     return out, (size, along, qp, kp, bp, a, e, first, None if g is None else g.shape, state is not None)

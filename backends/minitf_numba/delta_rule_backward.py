@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from .gated_scan_lanes import BYTES, add, fma, load, mul, spread, store, total, zeros
-from .gated_scan_shared import SPAN, decayed, decays, gate_end, gate_span, transposed
+from .gated_scan_shared import SPAN, decayed, decays, edge, gate_end, gate_span, of, transposed
+from .lanes import BYTES, add, fma, load, mul, spread, store, total, zeros
 from .runtime import inner
 
 
-@inner()
+@inner
 def erasers(n, dk, across, along, k, a, out):  # type: ignore[no-untyped-def]
     """-k_t a_t, what a token takes from the state before it, and zeros after the last token."""
-    for t in range(n):
-        for c in range(dk):
-            out[t * dk + c] = -k[t * dk + c]
-        if a is not None:
+    for c in range(n * dk):
+        out[c] = -k[c]
+    for c in range(n * dk, (n + 1) * dk):
+        out[c] = 0
+    if a is not None:
+        for t in range(n):
             for c in range(dk):
                 out[t * dk + c] *= a[t * across + c * along]
-    for c in range(dk):
-        out[n * dk + c] = 0
 
 
-@inner()
-def values_head(n, dk, dv, first, last, across, along, q, k, beta, a, e, do, d, erase, dv_, dbeta):  # type: ignore[no-untyped-def]
-    """dv and dbeta, tokens in reverse. d: the gradient of the last state, then of the first."""
+@inner
+def values_head(n, dk, dv, first, last, across, along, q, k, beta, a, e, do, d, erase, u, dv_, dbeta):  # type: ignore[no-untyped-def]
+    """dv, dbeta and u = beta e, tokens in reverse. d: the gradient of the last state, then of the first."""
     lanes = BYTES // e.itemsize
     for t in range(n):
         dbeta[t] = 0
@@ -43,8 +43,10 @@ def values_head(n, dk, dv, first, last, across, along, q, k, beta, a, e, do, d, 
                     store(d, (c + 1) * dv + j, y)
                     du0, du1 = fma(spread(k, at), x, du0), fma(spread(k, at + 1), y, du1)
                 du = add(du0, du1)
-                dbeta[t] += total(mul(du, load(e, t * dv + j)))
-                behind = mul(spread(beta, t), du)
+                error, b = load(e, t * dv + j), spread(beta, t)
+                dbeta[t] += total(mul(du, error))
+                store(u, t * dv + j, mul(b, error))
+                behind = mul(b, du)
                 store(dv_, t * dv + j, behind)
     for c in range(dk):
         for j in range(first, last):
@@ -52,7 +54,7 @@ def values_head(n, dk, dv, first, last, across, along, q, k, beta, a, e, do, d, 
             d[c * dv + j] = x + erase[c] * dv_[j]
 
 
-@inner()
+@inner
 def keys_span(n, start, end, dk, dv, first, width, across, along, q, a, do, d, erase, dv_, u, kept, dk_):  # type: ignore[no-untyped-def]
     """dk but for what `less` takes, one span in reverse. d: the transposed gradient of the state.
 
@@ -82,7 +84,7 @@ def keys_span(n, start, end, dk, dv, first, width, across, along, q, a, do, d, e
             store(dk_, t * dk + c, add(sum0, sum1))
 
 
-@inner()
+@inner
 def queries_span(start, end, dk, dv, first, width, across, along, k, a, do, s, dv_, u, less, dq):  # type: ignore[no-untyped-def]
     """dq and what comes off dk, one span in order. s: the transposed state."""
     lanes = BYTES // u.itemsize
@@ -103,27 +105,36 @@ def queries_span(start, end, dk, dv, first, width, across, along, k, a, do, s, d
             store(less, (t - start) * dk + c, add(less0, less1))
 
 
-@inner()
-def backward_head(  # type: ignore[no-untyped-def]
-    n, dk, dv, first, last, across, along, q, k, beta, a, e, s, do, d,
+@inner
+def some_backward(  # type: ignore[no-untyped-def]
+    p, cut, groups, n, dk, dv, along, q, k, beta, a, e, s, do, d,
     dq, dk_, dv_, dbeta, dg, erase, u, less, kept, turned, x,
 ):  # fmt: skip
-    width, lanes = last - first, BYTES // e.itemsize
+    """d: the gradient of the last state, then of the first. s: the first state."""
+    count, lanes, across = len(q) * groups, BYTES // e.itemsize, dk if along else 1
     spans = (n + SPAN - 1) // SPAN
-    erasers(n, dk, across, along, k, a, erase)
-    transposed(dk, dv, first, width, d, turned)
-    values_head(n, dk, dv, first, last, across, along, q, k, beta, a, e, do, d, erase, dv_, dbeta)
-    for t in range(n):
-        for j in range(first, last, lanes):
-            store(u, t * dv + j, mul(spread(beta, t), load(e, t * dv + j)))
-    for m in range(spans - 1, -1, -1):
-        start, end = m * SPAN, min(n, (m + 1) * SPAN)
-        keys_span(
-            n, start, end, dk, dv, first, width, across, along, q, a, do, turned, erase, dv_, u, kept[m], dk_
+    less, u, x, taken, state, kept = less[p], u[p], x[p], erase[p], turned[p, 0], kept[p]
+    for i in range(count * p // cut, count * (p + 1) // cut):
+        h, m = i // groups, i % groups
+        first, last = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups)
+        width, ah, qh, kh, bh, eh = last - first, of(a, h), q[h], k[h], beta[h], e[h]
+        gh, dh, dqh, dkh, dvh = do[h], d[h], dq[m, h], dk_[m, h], dv_[h]
+        erasers(n, dk, across, along, kh, ah, taken)
+        transposed(dk, dv, first, width, dh, state)
+        values_head(
+            n, dk, dv, first, last, across, along, qh, kh, bh, ah, eh, gh, dh, taken, u, dvh, dbeta[m, h]
         )
-    transposed(dk, dv, first, width, s, turned)
-    for m in range(spans):
-        start, end = m * SPAN, min(n, (m + 1) * SPAN)
-        queries_span(start, end, dk, dv, first, width, across, along, k, a, do, turned, dv_, u, less, dq)
-        gate_end(end, dk, width, across, along, None, turned, kept[m], x)
-        gate_span(start, end, dk, along, q, k, dq, dk_, less, x, dg)
+        for span in range(spans - 1, -1, -1):
+            start, end = span * SPAN, min(n, (span + 1) * SPAN)
+            keys_span(
+                n, start, end, dk, dv, first, width, across, along,
+                qh, ah, gh, state, taken, dvh, u, kept[span], dkh,
+            )  # fmt: skip
+        transposed(dk, dv, first, width, s[h], state)
+        for span in range(spans):
+            start, end = span * SPAN, min(n, (span + 1) * SPAN)
+            queries_span(
+                start, end, dk, dv, first, width, across, along, kh, ah, gh, state, dvh, u, less, dqh
+            )
+            gate_end(end, dk, width, across, along, None, state, kept[span], x)
+            gate_span(start, end, dk, along, qh, kh, dqh, dkh, less, x, dg[m, h])

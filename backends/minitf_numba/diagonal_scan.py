@@ -20,14 +20,14 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .runtime import contiguous, jit, parallel_jit, parts, prange
+from .runtime import contiguous, inner, jit, parts, share_out
 
 DTYPES = tuple(map(np.dtype, ("float32", "float64", "complex64", "complex128")))
 # Columns that one pass over the tokens takes along.
 COLUMNS = 128
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def forward_columns(z, lo, hi, a, b, state, h):  # type: ignore[no-untyped-def]
     """Columns lo to hi of batch element z: a (B or 1, N or 1, E), b, h (B, N, E), state (B, E) or empty."""
     za = z if len(a) > 1 else 0
@@ -42,7 +42,7 @@ def forward_columns(z, lo, hi, a, b, state, h):  # type: ignore[no-untyped-def]
                 out[i] = at[i] * before[i] + bt[i]
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def backward_columns(z, lo, hi, a, state, h, g, da, db, total, dstate):  # type: ignore[no-untyped-def]
     """da (B, N, E), or (B, 0, E) where a is the same for all tokens: then total (B, E) is its sum."""
     za, n = z if len(a) > 1 else 0, g.shape[1]
@@ -73,7 +73,7 @@ def backward_columns(z, lo, hi, a, state, h, g, da, db, total, dstate):  # type:
             dstate[z, i] = a[za, 0, i] * db[z, 0, i]
 
 
-@jit
+@inner
 def place(item, width):  # type: ignore[no-untyped-def]
     """Batch element, and the columns from lo to hi, of an item."""
     blocks = (width + COLUMNS - 1) // COLUMNS
@@ -81,20 +81,28 @@ def place(item, width):  # type: ignore[no-untyped-def]
     return item // blocks, lo, min(width, lo + COLUMNS)
 
 
-@parallel_jit
+@inner
+def some_forward(p, cut, items, a, b, state, h):  # type: ignore[no-untyped-def]
+    for item in range(items * p // cut, items * (p + 1) // cut):
+        z, lo, hi = place(item, b.shape[2])
+        forward_columns(z, lo, hi, a, b, state, h)
+
+
+@jit
 def forward_all(cut, items, a, b, state, h):  # type: ignore[no-untyped-def]
-    for p in prange(cut):
-        for item in range(items * p // cut, items * (p + 1) // cut):
-            z, lo, hi = place(item, b.shape[2])
-            forward_columns(z, lo, hi, a, b, state, h)
+    share_out(some_forward, cut, items, a, b, state, h)
 
 
-@parallel_jit
+@inner
+def some_backward(p, cut, items, a, state, h, g, da, db, total, dstate):  # type: ignore[no-untyped-def]
+    for item in range(items * p // cut, items * (p + 1) // cut):
+        z, lo, hi = place(item, g.shape[2])
+        backward_columns(z, lo, hi, a, state, h, g, da, db, total, dstate)
+
+
+@jit
 def backward_all(cut, items, a, state, h, g, da, db, total, dstate):  # type: ignore[no-untyped-def]
-    for p in prange(cut):
-        for item in range(items * p // cut, items * (p + 1) // cut):
-            z, lo, hi = place(item, g.shape[2])
-            backward_columns(z, lo, hi, a, state, h, g, da, db, total, dstate)
+    share_out(some_backward, cut, items, a, state, h, g, da, db, total, dstate)
 
 
 def supports(a: Any, b: Any, state: Any) -> str | None:

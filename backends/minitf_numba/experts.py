@@ -21,15 +21,16 @@ import numpy as np
 from minitf.ops.kernels import Kernel
 
 from .blas import MISSING, gemm
-from .runtime import CORES, jit, parallel_jit, parts, prange
+from .runtime import CORES, inner, jit, parts, share_out
 
 # A sum over a row may be taken in any order, so that it vectorises.
 SUMS = {"reassoc", "contract"}
 
 
-@jit
-def products(lo, hi, a, tb, w, ends, c):  # type: ignore[no-untyped-def]
-    """Rows lo..hi of C, each row of `a` times op(w) of its group."""
+@inner
+def products(p, cut, a, tb, w, ends, c):  # type: ignore[no-untyped-def]
+    """Rows of C, each row of `a` times op(w) of its group."""
+    lo, hi = len(a) * p // cut, len(a) * (p + 1) // cut
     k, n = a.shape[1], c.shape[1]
     one, zero = a.dtype.type(1), a.dtype.type(0)
     first = 0
@@ -40,49 +41,54 @@ def products(lo, hi, a, tb, w, ends, c):  # type: ignore[no-untyped-def]
         first = ends[e]
 
 
-@parallel_jit
+@jit
 def multiply(cut, a, tb, w, ends, c):  # type: ignore[no-untyped-def]
-    n = len(a)
-    for p in prange(cut):
-        products(n * p // cut, n * (p + 1) // cut, a, tb, w, ends, c)
+    share_out(products, cut, a, tb, w, ends, c)
 
 
-@parallel_jit
-def pick(cut, x, rows, picked):  # type: ignore[no-untyped-def]
+@inner
+def pick_rows(p, cut, x, rows, picked):  # type: ignore[no-untyped-def]
     n = len(rows)
-    for p in prange(cut):
-        for i in range(n * p // cut, n * (p + 1) // cut):
-            row, to = x[rows[i]], picked[i]
-            for j in range(len(row)):
-                to[j] = row[j]
+    for i in range(n * p // cut, n * (p + 1) // cut):
+        row, to = x[rows[i]], picked[i]
+        for j in range(len(row)):
+            to[j] = row[j]
 
 
 @jit
+def pick(cut, x, rows, picked):  # type: ignore[no-untyped-def]
+    share_out(pick_rows, cut, x, rows, picked)
+
+
+@inner
 def column(unit, first, count, width):  # type: ignore[no-untyped-def]
     """The column of a group at which the work of `unit` columns of one row is done: a multiple of 16."""
     done = unit - first * width
     return width if done >= count * width else max(0, done) // count // 16 * 16
 
 
-@parallel_jit
-def backward_weights(cut, x, g, ends, dw):  # type: ignore[no-untyped-def]
+@inner
+def weight_columns(p, cut, x, g, ends, dw):  # type: ignore[no-untyped-def]
     depth, width = x.shape[1], g.shape[1]
     one, zero = x.dtype.type(1), x.dtype.type(0)
-    units = len(x) * width
-    for p in prange(cut):
-        first = 0
-        for e in range(len(ends)):
-            count = ends[e] - first
-            if count:
-                lo = column(units * p // cut, first, count, width)
-                hi = column(units * (p + 1) // cut, first, count, width)
-                gemm(
-                    1, 0, depth, hi - lo, count, one, x[first:], depth, g[first:, lo:], width,
-                    zero, dw[e][:, lo:], width
-                )  # fmt: skip
-            elif p == 0:
-                dw[e] = zero
-            first = ends[e]
+    units, first = len(x) * width, 0
+    for e in range(len(ends)):
+        count = ends[e] - first
+        if count:
+            lo = column(units * p // cut, first, count, width)
+            hi = column(units * (p + 1) // cut, first, count, width)
+            gemm(
+                1, 0, depth, hi - lo, count, one, x[first:], depth, g[first:, lo:], width,
+                zero, dw[e][:, lo:], width
+            )  # fmt: skip
+        elif p == 0:
+            dw[e] = zero
+        first = ends[e]
+
+
+@jit
+def backward_weights(cut, x, g, ends, dw):  # type: ignore[no-untyped-def]
+    share_out(weight_columns, cut, x, g, ends, dw)
 
 
 @jit
@@ -102,24 +108,29 @@ def listed(rows, starts, places):  # type: ignore[no-untyped-def]
     starts[0] = 0
 
 
-@parallel_jit
+@inner
+def sum_rows(p, cut, y, weights, starts, places, out):  # type: ignore[no-untyped-def]
+    n = len(out)
+    for m in range(n * p // cut, n * (p + 1) // cut):
+        total = out[m]
+        total[:] = 0
+        for s in range(starts[m], starts[m + 1]):
+            row = y[places[s]]
+            a = weights[places[s]] if len(weights) else y.dtype.type(1)
+            for j in range(len(row)):
+                total[j] += a * row[j]
+
+
+@jit
 def sums(cut, y, weights, starts, places, out):  # type: ignore[no-untyped-def]
     """out_m = sum of weights_i y_i over its places. No weights: all 1."""
-    n = len(out)
-    for p in prange(cut):
-        for m in range(n * p // cut, n * (p + 1) // cut):
-            total = out[m]
-            total[:] = 0
-            for s in range(starts[m], starts[m + 1]):
-                row = y[places[s]]
-                a = weights[places[s]] if len(weights) else y.dtype.type(1)
-                for j in range(len(row)):
-                    total[j] += a * row[j]
+    share_out(sum_rows, cut, y, weights, starts, places, out)
 
 
-@jit(fastmath=SUMS)
-def spread_rows(lo, hi, g, rows, weights, y, dy, dweights):  # type: ignore[no-untyped-def]
-    for i in range(lo, hi):
+@inner(fastmath=SUMS)
+def spread_rows(p, cut, g, rows, weights, y, dy, dweights):  # type: ignore[no-untyped-def]
+    n = len(y)
+    for i in range(n * p // cut, n * (p + 1) // cut):
         from_, to, row, a = g[rows[i]], dy[i], y[i], weights[i]
         total = 0.0
         for j in range(len(row)):
@@ -128,11 +139,9 @@ def spread_rows(lo, hi, g, rows, weights, y, dy, dweights):  # type: ignore[no-u
         dweights[i] = total
 
 
-@parallel_jit
+@jit
 def spread(cut, g, rows, weights, y, dy, dweights):  # type: ignore[no-untyped-def]
-    n = len(y)
-    for p in prange(cut):
-        spread_rows(n * p // cut, n * (p + 1) // cut, g, rows, weights, y, dy, dweights)
+    share_out(spread_rows, cut, g, rows, weights, y, dy, dweights)
 
 
 def whole(a: Any, shape: Any, least: int, most: int, name: str) -> str | None:

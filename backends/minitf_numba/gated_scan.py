@@ -32,13 +32,13 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .gated_scan_lanes import BYTES, fma, load, mul, prefetch, spread, store, zeros
 from .gated_scan_shared import (
     SPAN,
     Sizes,
     copied,
     decayed,
     decays,
+    decays_of_heads,
     edge,
     gate_end,
     gate_span,
@@ -48,13 +48,14 @@ from .gated_scan_shared import (
     transposed,
     unpanel,
 )
-from .runtime import inner, parallel_jit, prange
+from .lanes import BYTES, fma, load, mul, prefetch, spread, store, zeros
+from .runtime import inner, jit, share_out
 
 # Tokens between asking for a vector and using it.
 AHEAD = 8
 
 
-@inner()
+@inner
 def rows(start, end, dk, dv, first, last, across, along, back, q, k, v, a, s, o):  # type: ignore[no-untyped-def]
     """Columns first .. last. Row c of token t decays by a[(t + back) * across + c * along]."""
     lanes, step = BYTES // v.itemsize, 1 - 2 * back
@@ -80,7 +81,7 @@ def rows(start, end, dk, dv, first, last, across, along, back, q, k, v, a, s, o)
             store(o, u * dv + j, o1)
 
 
-@inner()
+@inner
 def columns(start, end, dk, dv, first, width, across, along, back, q, v, k, a, s, o):  # type: ignore[no-untyped-def]
     """Tokens start .. end: q and v are read by rows j, k and o are vectors."""
     lanes, step = BYTES // v.itemsize, 1 - 2 * back
@@ -107,55 +108,61 @@ def columns(start, end, dk, dv, first, width, across, along, back, q, v, k, a, s
             store(o, u * dk + c, o1)
 
 
-@inner()
-def backward_head(  # type: ignore[no-untyped-def]
-    n, dk, dv, first, last, across, along, q, k, v, a, states, do, d, dq, dk_, dv_, dg, turned, s, x
+@inner
+def some_forward(p, cut, groups, n, dk, dv, along, q, k, v, a, s, states, o):  # type: ignore[no-untyped-def]
+    count, lanes = len(q) * groups, BYTES // v.itemsize
+    across, order = dk if along else 1, np.int64(0)
+    for i in range(count * p // cut, count * (p + 1) // cut):
+        h, m = i // groups, i % groups
+        first, last = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups)
+        for start in range(0, n, SPAN):
+            end = min(n, start + SPAN)
+            copied(dk, dv, first, last, s[h], states[h, start // SPAN])
+            rows(
+                start, end, dk, dv, first, last, across, along, order, q[h], k[h], v[h], of(a, h), s[h], o[h]
+            )
+
+
+@jit
+def forward_all(cut, groups, n, dk, dv, along, q, k, v, g, a, s, states, o):  # type: ignore[no-untyped-def]
+    if g is not None:
+        share_out(decays_of_heads, cut, n, g, a)
+    share_out(some_forward, cut, groups, n, dk, dv, along, q, k, v, a, s, states, o)
+
+
+@inner
+def some_backward(  # type: ignore[no-untyped-def]
+    p, cut, groups, n, dk, dv, along, q, k, v, a, states, do, d, dq, dk_, dv_, dg, turned, s, x
 ):
-    """d: the gradient of the last state, then of the first. states[m]: the state before span m."""
-    width = last - first
-    transposed(dk, dv, first, width, d, turned)
-    for m in range(len(states) - 1, -1, -1):
-        start, end = m * SPAN, min(n, (m + 1) * SPAN)
-        transposed(dk, dv, first, width, states[m], s)
-        columns(start, end, dk, dv, first, width, across, along, 0, do, v, k, a, s, dq)
-        gate_end(end, dk, width, across, along, a, s, turned, x)
-        rows(start, end, dk, dv, first, last, across, along, 1, k, q, do, a, d, dv_)
-        columns(start, end, dk, dv, first, width, across, along, 1, v, do, q, a, turned, dk_)
-        gate_span(start, end, dk, along, q, k, dq, dk_, None, x, dg)
-    if a is not None:
-        for c in range(dk):
-            for j in range(first, last):
-                d[c * dv + j] *= a[c * along]
-
-
-@parallel_jit
-def forward_all(cut, groups, n, dk, dv, along, q, k, v, a, s, states, o):  # type: ignore[no-untyped-def]
+    """d: the gradient of the last state, then of the first. states[h, m]: the state before span m."""
     count, lanes = len(q) * groups, BYTES // v.itemsize
-    across = dk if along else 1
-    for p in prange(cut):
-        for i in range(count * p // cut, count * (p + 1) // cut):
-            h, m = i // groups, i % groups
-            first, last = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups)
-            for start in range(0, n, SPAN):
-                end = min(n, start + SPAN)
-                copied(dk, dv, first, last, s[h], states[h, start // SPAN])
-                rows(
-                    start, end, dk, dv, first, last, across, along, 0, q[h], k[h], v[h], of(a, h), s[h], o[h]
-                )
+    across, order, reverse = dk if along else 1, np.int64(0), np.int64(1)
+    for i in range(count * p // cut, count * (p + 1) // cut):
+        h, m = i // groups, i % groups
+        first, last = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups)
+        width, ah, qh, kh, vh, gh, dh = last - first, of(a, h), q[h], k[h], v[h], do[h], d[h]
+        dqh, dkh, now, then, end_of_g = dq[m, h], dk_[m, h], s[p, 0], turned[p, 0], x[p]
+        transposed(dk, dv, first, width, dh, then)
+        for span in range((n + SPAN - 1) // SPAN - 1, -1, -1):
+            start, end = span * SPAN, min(n, (span + 1) * SPAN)
+            transposed(dk, dv, first, width, states[h, span], now)
+            columns(start, end, dk, dv, first, width, across, along, order, gh, vh, kh, ah, now, dqh)
+            gate_end(end, dk, width, across, along, ah, now, then, end_of_g)
+            rows(start, end, dk, dv, first, last, across, along, reverse, kh, qh, gh, ah, dh, dv_[h])
+            columns(start, end, dk, dv, first, width, across, along, reverse, vh, gh, qh, ah, then, dkh)
+            gate_span(start, end, dk, along, qh, kh, dqh, dkh, None, end_of_g, dg[m, h])
+        if a is not None:
+            for c in range(dk):
+                for j in range(first, last):
+                    dh[c * dv + j] *= a[h, c * along]
 
 
-@parallel_jit
+@jit
 def backward_all(cut, groups, n, dk, dv, along, q, k, v, a, states, do, d, dq, dk_, dv_, dg, turned, s, x):  # type: ignore[no-untyped-def]
-    count, lanes = len(q) * groups, BYTES // v.itemsize
-    across = dk if along else 1
-    for p in prange(cut):
-        for i in range(count * p // cut, count * (p + 1) // cut):
-            h, m = i // groups, i % groups
-            first, last = edge(dv, lanes, m, groups), edge(dv, lanes, m + 1, groups)
-            backward_head(
-                n, dk, dv, first, last, across, along, q[h], k[h], v[h], of(a, h), states[h], do[h], d[h],
-                dq[m, h], dk_[m, h], dv_[h], dg[m, h], turned[p, 0], s[p, 0], x[p],
-            )  # fmt: skip
+    share_out(
+        some_backward, cut, groups, n, dk, dv, along,
+        q, k, v, a, states, do, d, dq, dk_, dv_, dg, turned, s, x,
+    )  # fmt: skip
 
 
 def supports(q: Any, k: Any, v: Any, g: Any, state: Any, chunk: Any) -> str | None:
@@ -164,10 +171,10 @@ def supports(q: Any, k: Any, v: Any, g: Any, state: Any, chunk: Any) -> str | No
 
 def forward(q: Any, k: Any, v: Any, g: Any, state: Any, chunk: int) -> tuple[Any, Any]:
     size = Sizes(q, v)
-    a, along = size.decays(g)
+    gates, a, along = size.decays(g)
     qp, kp, vp, last = size.keys(q), size.keys(k), size.values(v), size.state(state, v)
     o, states = np.empty_like(vp), size.states(v.dtype)
-    forward_all(size.cut, size.groups, size.n, size.dk, size.dv, along, qp, kp, vp, a, last, states, o)
+    forward_all(size.cut, size.groups, size.n, size.dk, size.dv, along, qp, kp, vp, gates, a, last, states, o)
     out = (
         unpanel(o, size.n, size.dv, v.shape),
         unpanel(last, size.dk, size.dv, (*q.shape[:2], q.shape[3], v.shape[3])),

@@ -13,21 +13,21 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .gated_scan_lanes import BYTES, add, fma, load, mul, negative, spread, store, total, zeros
-from .runtime import CORES, inner, parallel_jit, parts, prange
+from .lanes import BYTES, add, fma, load, mul, negative, spread, store, total, zeros
+from .runtime import CORES, LINKED, contiguous, inner, parts
 from .vector import exp
 
 # Tokens between two states that the gated scan keeps, and between two fresh starts of the gradient of g.
 SPAN = 128
 
 
-@inner()
+@inner
 def decayed(x, a, i):  # type: ignore[no-untyped-def]
     """Element i of a times x; x where there is no decay."""
     return x if a is None else mul(x, spread(a, i))
 
 
-@inner()
+@inner
 def decays(like, a, t, c, across, along):  # type: ignore[no-untyped-def]
     """The decays of a vector of channels from c on, for token t."""
     if a is None:
@@ -35,7 +35,7 @@ def decays(like, a, t, c, across, along):  # type: ignore[no-untyped-def]
     return load(a, t * across + c) if along else spread(a, t * across)
 
 
-@inner()
+@inner
 def transposed(dk, dv, first, width, s, out):  # type: ignore[no-untyped-def]
     """Columns first .. first + width of a state as rows of dk."""
     for j in range(width):
@@ -43,7 +43,7 @@ def transposed(dk, dv, first, width, s, out):  # type: ignore[no-untyped-def]
             out[j * dk + c] = s[c * dv + first + j]
 
 
-@inner()
+@inner
 def copied(dk, dv, first, last, s, out):  # type: ignore[no-untyped-def]
     """Columns first .. last of a state."""
     for c in range(dk):
@@ -51,7 +51,7 @@ def copied(dk, dv, first, last, s, out):  # type: ignore[no-untyped-def]
             store(out, c * dv + j, load(s, c * dv + j))
 
 
-@inner()
+@inner
 def gate_end(end, dk, width, across, along, a, s, d, x):  # type: ignore[no-untyped-def]
     """x: the gradient of g behind the last token of a span, sum_j D S. d: D before the decay of the next."""
     for c in range(0, dk, BYTES // x.itemsize):
@@ -61,7 +61,7 @@ def gate_end(end, dk, width, across, along, a, s, d, x):  # type: ignore[no-unty
         store(x, c, y if a is None else mul(y, decays(x, a, end, c, across, along)))
 
 
-@inner()
+@inner
 def gate_span(start, end, dk, along, q, k, dq, dk_, less, x, dg):  # type: ignore[no-untyped-def]
     """dg of a span of tokens: dg_t = dg_{t+1} + q dq - k dk, from x on. One decay per head: all channels.
 
@@ -86,7 +86,7 @@ def gate_span(start, end, dk, along, q, k, dq, dk_, less, x, dg):  # type: ignor
             dg[t] = total(whole)
 
 
-@inner()
+@inner
 def edge(dv, lanes, group, groups):  # type: ignore[no-untyped-def]
     """Where a group of columns begins: at a multiple of the lanes."""
     return dv // lanes * group // groups * lanes
@@ -97,28 +97,25 @@ def of(a, head):  # type: ignore[no-untyped-def]
     raise NotImplementedError("only in compiled code")
 
 
-@overload(of)  # type: ignore[untyped-decorator]
+@overload(of, jit_options=LINKED)  # type: ignore[untyped-decorator]
 def of_type(a, head):  # type: ignore[no-untyped-def]
     if isinstance(a, types.NoneType):
         return lambda a, head: None
     return lambda a, head: a[head]
 
 
-@inner()
-def decays_of_head(tokens, width, n, across, g, a):  # type: ignore[no-untyped-def]
-    for t in range(n + 1):
-        used = width if t < tokens else 0
-        for c in range(used):
-            a[t * across + c] = exp(g[t * width + c])
-        for c in range(used, across):
-            a[t * across + c] = 1
-
-
-@parallel_jit
-def all_decays(cut, tokens, width, n, across, g, a):  # type: ignore[no-untyped-def]
-    for p in prange(cut):
-        for h in range(len(g) * p // cut, len(g) * (p + 1) // cut):
-            decays_of_head(tokens, width, n, across, g[h], a[h])
+@inner
+def decays_of_heads(p, cut, n, g, a):  # type: ignore[no-untyped-def]
+    """a = exp(g) for heads of one part, and 1 in the places that g (heads, tokens, width) lacks."""
+    heads, tokens, width = g.shape
+    across = a.shape[1] // (n + 1)
+    for h in range(heads * p // cut, heads * (p + 1) // cut):
+        for t in range(n + 1):
+            used = width if t < tokens else 0
+            for c in range(used):
+                a[h, t * across + c] = exp(g[h, t, c])
+            for c in range(used, across):
+                a[h, t * across + c] = 1
 
 
 class Sizes:
@@ -142,17 +139,13 @@ class Sizes:
         items = self.heads * self.groups
         self.cut = parts(items, self.heads * self.n * self.dk * self.dv)
 
-    def decays(self, g: Any) -> tuple[Any, bool]:
-        """exp(g) with one token more, or None where g is all zeros; whether each channel has its own."""
+    def decays(self, g: Any) -> tuple[Any, Any, bool]:
+        """g, room for exp(g) with one token more, and whether each channel has its own; None for zeros."""
         along = g is not None and g.shape[3] == self.shape[3] and g.shape[3] > 1
         if g is None or (g[0, 0, 0, 0] == 0 and not g.any()):
-            return None, along
-        tokens, width = g.shape[2:]
-        across = self.dk if along else 1
-        a = np.empty((self.heads, (self.n + 1) * across), g.dtype)
-        flat = np.ascontiguousarray(g).reshape(self.heads, -1)
-        all_decays(parts(self.heads, 4 * a.size), tokens, width, self.n, across, flat, a)
-        return a, along
+            return None, None, along
+        a = np.empty((self.heads, (self.n + 1) * (self.dk if along else 1)), g.dtype)
+        return contiguous(g).reshape(self.heads, *g.shape[2:]), a, along
 
     def states(self, real: Any) -> Any:
         """Room for the state before every span."""

@@ -14,22 +14,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numba.core import event
 
 from .launch import share_out
 from .linked import LinkedCompiler
 from .threads import share
 
-__all__ = ["CORES", "contiguous", "inner", "jit", "parallel_jit", "parts", "prange", "share_out"]
+__all__ = ["CORES", "contiguous", "inner", "jit", "parts", "share_out"]
 
 # Elementary operations below which a kernel stays on one thread: about 20 microseconds of work.
 SERIAL = 1 << 15
 CORES = os.cpu_count() or 1
-# The passes of Numba's parallel compiler that our loops do not need; `prange` is the one they do.
-PASSES = dict.fromkeys(
-    ("comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"), False
-)
 
 # Options of functions that only compiled code calls.
 LINKED: Any = {"pipeline_class": LinkedCompiler, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -53,11 +49,6 @@ def jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 def inner(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Compile a function that only compiled code calls, as a part of each function that does."""
     return _compiler(function, {**LINKED, **options})
-
-
-def parallel_jit(function: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Compile a function that shares out parts to the threads with `prange`."""
-    return jit(function, parallel={"prange": True, **PASSES}, **options)
 
 
 def _compiler(function: Callable[..., Any] | None, options: dict[str, Any]) -> Any:

@@ -26,14 +26,14 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .runtime import contiguous, jit, parallel_jit, parts, prange
+from .runtime import contiguous, inner, jit, parts, share_out
 from .vector import exp
 
 # Channels of a block, and tokens between two states that are kept.
 W, C = 64, 16
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def forward_block(lo, hi, u, dt, a, b, c, state, y, starts, tile, rows):  # type: ignore[no-untyped-def]
     """Channels lo to hi of one batch element: u, dt, y (N, E), a and state (n, E), starts (M + 1, n, E)."""
     width, n = hi - lo, len(a)
@@ -61,18 +61,18 @@ def forward_block(lo, hi, u, dt, a, b, c, state, y, starts, tile, rows):  # type
             starts[len(starts) - 1, j, lo + e] = tile[j * 2 * W + W + e]
 
 
-@jit(fastmath={"contract"})
-def again(lo, hi, u, dt, b, start, tile, rows, history):  # type: ignore[no-untyped-def]
+@inner(fastmath={"contract"})
+def again(first, last, lo, hi, u, dt, b, start, tile, rows, history):  # type: ignore[no-untyped-def]
     """The states of a chunk and its exp(dt a): history rows (t, j) of x_{t-1}, and of exp at t + 1."""
     width, n = hi - lo, len(start)
     for j in range(n):
         for e in range(width):
             history[j * 2 * W + e] = start[j, lo + e]
-    for t in range(len(u)):
+    for t in range(first, last):
         for e in range(width):
             rows[e], rows[W + e] = dt[t, lo + e], dt[t, lo + e] * u[t, lo + e]
         for j in range(n):
-            at, bj = (t * n + j) * 2 * W, b[t, j]
+            at, bj = ((t - first) * n + j) * 2 * W, b[t, j]
             before, after = history[at : at + 2 * W], history[at + n * 2 * W : at + (n + 1) * 2 * W]
             s = tile[j * 3 * W : (j + 1) * 3 * W]
             for e in range(width):
@@ -81,15 +81,15 @@ def again(lo, hi, u, dt, b, start, tile, rows, history):  # type: ignore[no-unty
                 after[W + e] = decay
 
 
-@jit(fastmath={"reassoc", "contract"})
-def backward_chunk(lo, hi, u, dt, b, c, g, tile, rows, history, du, ddt, db, dc):  # type: ignore[no-untyped-def]
+@inner(fastmath={"reassoc", "contract"})
+def backward_chunk(first, last, lo, hi, u, dt, b, c, g, tile, rows, history, du, ddt, db, dc):  # type: ignore[no-untyped-def]
     width, n = hi - lo, b.shape[1]
-    for t in range(len(u) - 1, -1, -1):
+    for t in range(last - 1, first - 1, -1):
         for e in range(width):
             rows[e], rows[W + e], rows[2 * W + e] = dt[t, lo + e], dt[t, lo + e] * u[t, lo + e], g[t, lo + e]
             rows[3 * W + e], rows[4 * W + e] = 0, 0
         for j in range(n):
-            at, bj, cj = (t * n + j) * 2 * W, b[t, j], c[t, j]
+            at, bj, cj = ((t - first) * n + j) * 2 * W, b[t, j], c[t, j]
             before, after = history[at : at + 2 * W], history[at + n * 2 * W : at + (n + 1) * 2 * W]
             s = tile[j * 3 * W : (j + 1) * 3 * W]
             dbj, dcj = bj * 0, cj * 0
@@ -109,7 +109,7 @@ def backward_chunk(lo, hi, u, dt, b, c, g, tile, rows, history, du, ddt, db, dc)
             du[t, lo + e] = rows[3 * W + e] * rows[e]
 
 
-@jit
+@inner
 def backward_block(lo, hi, u, dt, a, b, c, starts, g, glast, tile, rows, past, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
     """As `forward_block`; g (N, E), glast and dstate (n, E), da (n, E) in double, db, dc (N, n)."""
     n = len(a)
@@ -120,24 +120,9 @@ def backward_block(lo, hi, u, dt, a, b, c, starts, g, glast, tile, rows, past, d
             tile[at], tile[at + W], tile[at + 2 * W] = a[j, lo + e], glast[j, lo + e], 0
             da[j, lo + e] = 0
     for m in range(len(starts) - 2, -1, -1):
-        one = slice(m * C, min(len(u), (m + 1) * C))
-        again(lo, hi, u[one], dt[one], b[one], starts[m], tile, rows, past)
-        backward_chunk(
-            lo,
-            hi,
-            u[one],
-            dt[one],
-            b[one],
-            c[one],
-            g[one],
-            tile,
-            rows,
-            past,
-            du[one],
-            ddt[one],
-            db[one],
-            dc[one],
-        )
+        first, last = m * C, min(len(u), (m + 1) * C)
+        again(first, last, lo, hi, u, dt, b, starts[m], tile, rows, past)
+        backward_chunk(first, last, lo, hi, u, dt, b, c, g, tile, rows, past, du, ddt, db, dc)
         for j in range(n):
             for e in range(hi - lo):
                 da[j, lo + e] += tile[j * 3 * W + 2 * W + e]
@@ -147,38 +132,37 @@ def backward_block(lo, hi, u, dt, a, b, c, starts, g, glast, tile, rows, past, d
             dstate[j, lo + e] = tile[j * 3 * W + W + e]
 
 
-@jit
-def forward_items(first, last, u, dt, a, b, c, state, y, starts, tile, rows):  # type: ignore[no-untyped-def]
-    blocks = (u.shape[2] + W - 1) // W
-    for item in range(first, last):
+@inner
+def some_forward(p, cut, items, u, dt, a, b, c, state, y, starts, tiles, rows):  # type: ignore[no-untyped-def]
+    blocks, tile, row = (u.shape[2] + W - 1) // W, tiles[p], rows[p]
+    for item in range(items * p // cut, items * (p + 1) // cut):
         z, lo = item // blocks, item % blocks * W
         hi = min(u.shape[2], lo + W)
-        forward_block(lo, hi, u[z], dt[z], a, b[z], c[z], state[z], y[z], starts[z], tile, rows)
+        forward_block(lo, hi, u[z], dt[z], a, b[z], c[z], state[z], y[z], starts[z], tile, row)
 
 
 @jit
-def backward_items(first, last, u, dt, a, b, c, starts, g, glast, room, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
-    """db, dc: (blocks, B, N, n). room: for `tile`, `rows` and `past`, one after the other."""
-    tile, rows, past = room[: 3 * W * len(a)], room[3 * W * len(a) :], room[3 * W * len(a) + 5 * W :]
-    for item in range(first, last):
+def forward_all(cut, items, u, dt, a, b, c, state, y, starts, tiles, rows):  # type: ignore[no-untyped-def]
+    share_out(some_forward, cut, items, u, dt, a, b, c, state, y, starts, tiles, rows)
+
+
+@inner
+def some_backward(p, cut, items, u, dt, a, b, c, starts, g, glast, rooms, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
+    """db, dc: (blocks, B, N, n). A room: for `tile`, `rows` and `past`, one after the other."""
+    room, n = rooms[p], len(a)
+    tile, rows, past = room[: 3 * W * n], room[3 * W * n :], room[3 * W * n + 5 * W :]
+    for item in range(items * p // cut, items * (p + 1) // cut):
         z, k = item // len(db), item % len(db)
         lo, hi = k * W, min(u.shape[2], (k + 1) * W)
-        one, two = (lo, hi, u[z], dt[z], a, b[z], c[z], starts[z]), (du[z], ddt[z], da[z])
-        backward_block(*one, g[z], glast[z], tile, rows, past, *two, db[k, z], dc[k, z], dstate[z])
+        backward_block(
+            lo, hi, u[z], dt[z], a, b[z], c[z], starts[z], g[z], glast[z], tile, rows, past, du[z], ddt[z],
+            da[z], db[k, z], dc[k, z], dstate[z],
+        )  # fmt: skip
 
 
-@parallel_jit
-def forward_all(cut, items, u, dt, a, b, c, state, y, starts, tile, rows):  # type: ignore[no-untyped-def]
-    for p in prange(cut):
-        lo, hi = items * p // cut, items * (p + 1) // cut
-        forward_items(lo, hi, u, dt, a, b, c, state, y, starts, tile[p], rows[p])
-
-
-@parallel_jit
-def backward_all(cut, items, u, dt, a, b, c, starts, g, glast, room, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
-    for p in prange(cut):
-        lo, hi = items * p // cut, items * (p + 1) // cut
-        backward_items(lo, hi, u, dt, a, b, c, starts, g, glast, room[p], du, ddt, da, db, dc, dstate)
+@jit
+def backward_all(cut, items, u, dt, a, b, c, starts, g, glast, rooms, du, ddt, da, db, dc, dstate):  # type: ignore[no-untyped-def]
+    share_out(some_backward, cut, items, u, dt, a, b, c, starts, g, glast, rooms, du, ddt, da, db, dc, dstate)
 
 
 def supports(u: Any, dt: Any, a: Any, b: Any, c: Any, state: Any, chunk: Any) -> str | None:

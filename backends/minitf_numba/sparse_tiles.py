@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .runtime import jit
+from .runtime import inner
 from .vector import exp
 
 
-@jit
+@inner
 def gather(table, keys, count, out):  # type: ignore[no-untyped-def]
     for c in range(count):
         source, target = table[keys[c]], out[c]
@@ -22,7 +22,7 @@ def gather(table, keys, count, out):  # type: ignore[no-untyped-def]
             target[x] = source[x]
 
 
-@jit
+@inner
 def scatter_add(rows, keys, count, table):  # type: ignore[no-untyped-def]
     for c in range(count):
         source, target = rows[c], table[keys[c]]
@@ -30,7 +30,7 @@ def scatter_add(rows, keys, count, table):  # type: ignore[no-untyped-def]
             target[x] += source[x]
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def exponentials(s, count, m, base):  # type: ignore[no-untyped-def]
     """S -> exp(S - base) in the first `count` rows; what is beyond column m is anything."""
     for c in range(count):
@@ -43,7 +43,7 @@ def exponentials(s, count, m, base):  # type: ignore[no-untyped-def]
         flat[x] = exp(flat[x])
 
 
-@jit
+@inner
 def soften(s, count, m, top, base, total, factor):  # type: ignore[no-untyped-def]
     """S -> exp(S - base), base = the largest so far; total and factor = exp(before - base) for each query."""
     zero = s.dtype.type(0)
@@ -69,7 +69,7 @@ def soften(s, count, m, top, base, total, factor):  # type: ignore[no-untyped-de
         top[r] = base[r]
 
 
-@jit(fastmath={"contract"})
+@inner(fastmath={"contract"})
 def slopes(s, ds, count, m, base, inverse, delta):  # type: ignore[no-untyped-def]
     """S -> P = exp(S - base) inverse, and dP -> P (dP - delta)."""
     exponentials(s, count, m, base)

@@ -20,7 +20,7 @@ import numpy as np
 
 from minitf.ops.kernels import Kernel
 
-from .runtime import jit, parallel_jit, parts, prange
+from .runtime import inner, jit, parts, share_out
 
 # Up to this k insertion beats collecting.
 SHORT = 32
@@ -29,13 +29,13 @@ BLOCK = 16
 RUN = 8
 
 
-@jit
+@inner
 def before(a, b):  # type: ignore[no-untyped-def]
     """Whether `a`, whose position is the higher one, ranks before `b`."""
     return a > b or (a != a and b == b)
 
 
-@jit
+@inner
 def insert(row, best, lo, j, hi):  # type: ignore[no-untyped-def]
     """Put j in its place in the sorted list best[lo:hi]; the last one falls out."""
     s = hi - 1
@@ -45,7 +45,7 @@ def insert(row, best, lo, j, hi):  # type: ignore[no-untyped-def]
     best[s] = j
 
 
-@jit
+@inner
 def merge(row, a, i, i_end, b, j, j_end, out, lo, hi):  # type: ignore[no-untyped-def]
     """Fill out[lo:hi] with the first of two sorted lists, a[i:i_end] holding the lower positions."""
     for s in range(lo, hi):
@@ -57,7 +57,7 @@ def merge(row, a, i, i_end, b, j, j_end, out, lo, hi):  # type: ignore[no-untype
             j += 1
 
 
-@jit
+@inner
 def sort(row, a, n, spare):  # type: ignore[no-untyped-def]
     """Sort the rising positions a[:n] by rank."""
     for j in range(n):
@@ -71,13 +71,13 @@ def sort(row, a, n, spare):  # type: ignore[no-untyped-def]
         width *= 2
 
 
-@jit
+@inner
 def copy(a, b, n):  # type: ignore[no-untyped-def]
     for i in range(n):
         b[i] = a[i]
 
 
-@jit
+@inner
 def passed(row, j, worst):  # type: ignore[no-untyped-def]
     """Whether nothing in the block at j ranks before `worst`."""
     found = False
@@ -87,7 +87,7 @@ def passed(row, j, worst):  # type: ignore[no-untyped-def]
     return not found
 
 
-@jit
+@inner
 def select(row, k, best, more, spare):  # type: ignore[no-untyped-def]
     """The first k positions of the row by rank; `more` and `spare` hold k + BLOCK."""
     n, count = len(row), 0
@@ -113,35 +113,33 @@ def select(row, k, best, more, spare):  # type: ignore[no-untyped-def]
             count = 0
 
 
-@jit
-def select_rows(lo, hi, x, k, values, index, scratch):  # type: ignore[no-untyped-def]
-    for i in range(lo, hi):
-        select(x[i], k, index[i], scratch[0], scratch[1])
+@inner
+def select_rows(p, cut, x, k, values, index, scratch):  # type: ignore[no-untyped-def]
+    n, more, spare = len(x), scratch[p, 0], scratch[p, 1]
+    for i in range(n * p // cut, n * (p + 1) // cut):
+        select(x[i], k, index[i], more, spare)
         for s in range(k):
             values[i, s] = x[i, index[i, s]]
 
 
 @jit
-def place_rows(lo, hi, g, index, dx):  # type: ignore[no-untyped-def]
-    for i in range(lo, hi):
+def select_all(cut, x, k, values, index, scratch):  # type: ignore[no-untyped-def]
+    share_out(select_rows, cut, x, k, values, index, scratch)
+
+
+@inner
+def place_rows(p, cut, g, index, dx):  # type: ignore[no-untyped-def]
+    n = len(dx)
+    for i in range(n * p // cut, n * (p + 1) // cut):
         for j in range(dx.shape[1]):
             dx[i, j] = 0
         for s in range(index.shape[1]):
             dx[i, index[i, s]] = g[i, s]
 
 
-@parallel_jit
-def select_all(cut, x, k, values, index, scratch):  # type: ignore[no-untyped-def]
-    n = len(x)
-    for p in prange(cut):
-        select_rows(n * p // cut, n * (p + 1) // cut, x, k, values, index, scratch[p])
-
-
-@parallel_jit
+@jit
 def place_all(cut, g, index, dx):  # type: ignore[no-untyped-def]
-    n = len(dx)
-    for p in prange(cut):
-        place_rows(n * p // cut, n * (p + 1) // cut, g, index, dx)
+    share_out(place_rows, cut, g, index, dx)
 
 
 def supports(x: Any, k: Any, axis: Any) -> str | None:

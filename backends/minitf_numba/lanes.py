@@ -47,7 +47,7 @@ class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
 
 def place(context, builder, kind, x, i):  # type: ignore[no-untyped-def]
     """Where element i of the array x is."""
-    return builder.gep(context.make_array(kind)(context, builder, x).data, [i])
+    return builder.gep(context.data_model_manager[kind].get(builder, x, "data"), [i])
 
 
 def repeated(builder, value, shape):  # type: ignore[no-untyped-def]
