@@ -40,5 +40,10 @@ def draw_bars(rows: Sequence[dict[str, Any]], file: Path) -> None:
         axes.set_xscale("log")
         unit += " (logarithmic)"
     axes.set_xlabel(f"{unit}; {MEANING.get(rows[0]['unit'], 'shorter is faster')}")
-    axes.legend(frameon=False)
+    if len(libraries) > 1:
+        # Above the bars, which may reach any corner.
+        columns = min(3, len(libraries))
+        axes.legend(
+            frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2
+        )
     picture.finish(file)
