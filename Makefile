@@ -24,7 +24,7 @@ TEST_ENV := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEN
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
-demo: .venv/.ready-run  ## train a small language model on Moby-Dick, write runs/demo (about 3 minutes)
+demo: .venv/.ready-run  ## train a small language model on Moby-Dick, write runs/demo (about 2 minutes)
 	$(BIN)/minitf demo --out runs/demo
 
 test: .venv/.ready-dev  ## run the test suite
