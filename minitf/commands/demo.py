@@ -36,7 +36,7 @@ TITLE = "Moby-Dick, character by character"
 @click.option("--threads", type=click.IntRange(min=1), help="BLAS threads.  [default: all cores but one]")
 @click.option("--force", is_flag=True, help="Replace a run that is there, instead of keeping it.")
 def command(out: Path, steps: int, seed: int, backend: str, threads: int | None, force: bool) -> None:
-    """Train a small language model on Moby-Dick, about three minutes on two cores.
+    """Train a small language model on Moby-Dick, about two minutes on two cores.
 
     It writes before and after, and leaves in the folder: the model and its checkpoint, the loss curve
     (loss.png), what each attention head looks at (attention.png), and the figures (report.json). A run
